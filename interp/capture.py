@@ -1,0 +1,196 @@
+"""One forward pass over token blocks -> every requested hook point, and the loss if wanted.
+
+Plain forward hooks on the headless backbone: the language-model head is a third of the work of a
+small model, and is only multiplied, in pieces, when the loss is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.hook_points import HookPoint, resolve, watch
+from interp.loss import block_nll
+from interp.models import Model
+from interp.tokens import TokenBlocks
+
+SINK_NORM_RATIO = 10.0
+"""A token whose norm exceeds this many median norms is a sink and no SAE should see it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Consecutive blocks, flattened to tokens; padding included. All on the CPU.
+
+    Rows keep their order, so `(block pos)` can be unflattened with `n_ctx`.
+    """
+
+    acts: dict[str, Float[Tensor, "token d_model"]]
+    """By the printed name of the hook point; float32. Rows of padding hold no meaning."""
+    token_ids: Int[Tensor, " token"]
+    positions: Int[Tensor, " token"]
+    doc_ids: Int[Tensor, " token"]
+    """-1 for padding."""
+    n_bytes: Int[Tensor, " token"]
+    is_target: Bool[Tensor, " token"]
+    """Tokens whose loss counts."""
+    keep: Bool[Tensor, " token"]
+    """Rows for SAEs: False at position 0, before documents, on padding and on sink tokens."""
+    nll: Float[Tensor, " token"] | None
+    """-log p of this token in nats, 0 at position 0; None unless asked for."""
+    first_block: int
+    n_ctx: int
+
+    @property
+    def dropped_fraction(self) -> float:
+        """The share of tokens, padding not counted, that `keep` leaves out."""
+        real = int((self.doc_ids >= 0).sum())
+        return 1.0 - int(self.keep.sum()) / real if real else 0.0
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+class _Stop(Exception):
+    """Ends a forward pass whose last wanted tensor has been taken."""
+
+
+def capture(
+    model: Model,
+    tokens: TokenBlocks,
+    hook_points: Sequence[str | HookPoint] | str | HookPoint,
+    *,
+    chunk_tokens: int = 131_072,
+    batch_size: int = 32,
+    with_loss: bool = False,
+) -> Iterator[Chunk]:
+    """Yield chunks of about `chunk_tokens` positions with the raw stream at every hook point.
+
+    `batch_size` counts blocks. Without the loss the pass stops after the last wanted layer. Sinks
+    are tokens with more than 10 times the median norm at any hook point, the median taken over the
+    other kept tokens of the first batch, so it does not depend on `chunk_tokens`.
+
+    Hook points are checked at the call, not at the first chunk. Raises UserError for an unknown
+    hook point, and for values that are not finite, naming hook point and document.
+    """
+    points = resolve(hook_points, model.hf)
+    if chunk_tokens < 1 or batch_size < 1:
+        raise UserError("chunk_tokens and batch_size must be at least 1")
+    return _chunks(model, tokens, points, chunk_tokens, batch_size, with_loss)
+
+
+def run_blocks(
+    model: Model,
+    ids: Int[Tensor, "batch pos"],
+    callbacks: Mapping[HookPoint, Callable[[Tensor], Tensor | None]],
+    *,
+    with_loss: bool,
+) -> Float[Tensor, "batch pos"] | None:
+    """One forward pass with callbacks on hook points (see `hook_points.watch`); the loss or None.
+
+    Without the loss the pass ends after the last of the hook points.
+    """
+    last = max(callbacks, key=lambda point: point.order, default=None)
+
+    def stop_after(callback: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], None]:
+        def wrapped(value: Tensor) -> None:
+            callback(value)
+            raise _Stop
+
+        return wrapped
+
+    calls = dict(callbacks)
+    if not with_loss and last is not None:
+        calls[last] = stop_after(callbacks[last])
+    ids = ids.to(model.device, torch.int64)
+    with torch.inference_mode(), watch(model.hf, calls):
+        try:
+            hidden = model.final_hidden(ids)
+        except _Stop:
+            return None
+        return block_nll(model, hidden, ids).cpu() if with_loss else None
+
+
+def _chunks(
+    model: Model,
+    tokens: TokenBlocks,
+    points: list[HookPoint],
+    chunk_tokens: int,
+    batch_size: int,
+    with_loss: bool,
+) -> Iterator[Chunk]:
+    n_ctx = tokens.n_ctx
+    blocks_per_chunk = max(1, chunk_tokens // n_ctx)
+    sinks = _Sinks(points)
+    for first in range(0, len(tokens), blocks_per_chunk):
+        part = tokens[first : first + blocks_per_chunk]
+        # Ordinary tensors, made outside inference mode: a consumer may need gradients.
+        acts = {p: torch.empty(len(part) * n_ctx, model.d_model) for p in points}
+        nll = torch.empty(len(part), n_ctx) if with_loss else None
+        keep = (part.is_target).clone()
+        for start in range(0, len(part), batch_size):
+            batch = slice(start, min(start + batch_size, len(part)))
+            rows = slice(batch.start * n_ctx, batch.stop * n_ctx)
+            views = {p: acts[p][rows] for p in points}
+            # The callback copies at once: the model may reuse its tensor later in the pass.
+            callbacks = {p: _copy_into(view) for p, view in views.items()}
+            batch_nll = run_blocks(model, part.ids[batch], callbacks, with_loss=with_loss)
+            if nll is not None and batch_nll is not None:
+                nll[batch] = batch_nll
+            keep[batch] &= sinks.allowed(views, part[batch])
+        yield Chunk(
+            acts={str(p): value for p, value in acts.items()},
+            token_ids=_flat(part.ids),
+            positions=torch.arange(n_ctx, dtype=torch.int32).repeat(len(part)),
+            doc_ids=_flat(part.doc_ids),
+            n_bytes=_flat(part.n_bytes),
+            is_target=_flat(part.is_target),
+            keep=_flat(keep),
+            nll=None if nll is None else _flat(nll),
+            first_block=first,
+            n_ctx=n_ctx,
+        )
+
+
+def _copy_into(rows: Float[Tensor, "token d_model"]) -> Callable[[Tensor], None]:
+    def copy(value: Tensor) -> None:
+        rows.copy_(value.reshape(rows.shape))
+
+    return copy
+
+
+def _flat(x: Tensor) -> Tensor:
+    return rearrange(x, "block pos -> (block pos)")
+
+
+class _Sinks:
+    """Norm limits per hook point, set on the first batch; also the check for finite values."""
+
+    def __init__(self, points: list[HookPoint]) -> None:
+        self._limits: dict[HookPoint, float] = {}
+        self._points = points
+
+    def allowed(
+        self, acts: Mapping[HookPoint, Float[Tensor, "token d_model"]], batch: TokenBlocks
+    ) -> Bool[Tensor, "block pos"]:
+        ordinary = _flat(batch.is_target)
+        allowed = torch.ones_like(ordinary)
+        for point in self._points:
+            norms = torch.linalg.vector_norm(acts[point], dim=-1)
+            if not torch.isfinite(norms).all():
+                row = int((~torch.isfinite(norms)).nonzero()[0])
+                raise UserError(
+                    f"{point}: values that are not finite, first in document "
+                    f"{int(_flat(batch.doc_ids)[row])} of {batch.corpus}; "
+                    "check the checkpoint or load it in float32"
+                )
+            if point not in self._limits and ordinary.any():
+                self._limits[point] = SINK_NORM_RATIO * float(norms[ordinary].median())
+            allowed &= norms <= self._limits.get(point, float("inf"))
+        return rearrange(allowed, "(block pos) -> block pos", pos=batch.n_ctx)

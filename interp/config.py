@@ -1,0 +1,179 @@
+"""What determines a study: one frozen record, its presets, and reading it from YAML.
+
+`config.resolved.yaml` in a finished run is this record with every default written out.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from interp.errors import UserError
+
+About = Literal["all", "contextual"]
+
+
+class StudyConfig(BaseModel):
+    """One study. Counts of text are in tokens of the models' tokenizer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: str = "custom"
+    preview: bool = False
+    """A preview draws rows that fail the convergence rule, hollow; a result does not use them."""
+    family: str = "ladder"
+    arm: str = "width"
+    models: tuple[str, ...] = Field(min_length=1)
+    """The models that get SAEs, in increasing size."""
+    loss_only_models: tuple[str, ...] = ()
+    """Models for the loss curve alone (too narrow for a trustworthy count)."""
+    twins: tuple[str, ...] = ()
+    """Those of `models` that also run with random initial weights, as a control."""
+
+    text: str = "deps"
+    """Corpus of activations and losses; split by document into train and held-out."""
+    loss_tokens: int = Field(default=262_144, ge=2_048)
+    means_tokens: int = Field(default=524_288, ge=2_048)
+    """Training tokens behind the token and position means of the contextual stream."""
+    pilot_tokens: int = Field(default=262_144, ge=2_048)
+    sae_tokens: int = Field(default=1_048_576, ge=4_096)
+    """Training tokens of each SAE; longer than the text means several passes over it."""
+    held_out_tokens: int = Field(default=131_072, ge=2_048)
+    splice_tokens: int = Field(default=32_768, ge=1_024)
+
+    hook_kind: Literal["resid_post"] = "resid_post"
+    primary_layer_fraction: float = Field(default=0.5, gt=0, le=1)
+    """Depth of the primary layer: after this share of the blocks."""
+    other_layers: bool = False
+    """Measure the layers beside the primary one too, at the first of `d_sae_per_d_model`."""
+    streams: tuple[About, ...] = ("contextual",)
+    primary_stream: About = "contextual"
+    d_sae_per_d_model: tuple[int, ...] = (4,)
+    """Dictionary sizes at the primary layer; the first is the one used for other layers."""
+    n_seeds: int = Field(default=3, ge=2, le=16)
+    target_fvu: float = Field(default=0.2, gt=0, lt=1)
+    pilot_ks: tuple[int, ...] = (2, 4, 8, 16, 32)
+    check_convergence: bool = True
+    """Train every SAE a second time on half the tokens, and compare."""
+
+    chunk_tokens: int = Field(default=65_536, ge=1_024)
+    seed: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0)
+    """CPU threads; 0 is replaced by the machine's number of cores, at most 8, and recorded."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudyConfig:
+        strangers = set(self.twins) - set(self.models)
+        if strangers:
+            raise ValueError(f"twins {sorted(strangers)} are not among the models; add them there")
+        for name, names in (("models", self.models), ("d_sae_per_d_model", self.d_sae_per_d_model)):
+            if len(set(names)) != len(names):
+                raise ValueError(f"{name} has an entry twice: {list(names)}; remove one")
+        if self.primary_stream not in self.streams:
+            raise ValueError(
+                f"primary_stream {self.primary_stream!r} is not in streams {list(self.streams)}; "
+                "add it"
+            )
+        if not self.d_sae_per_d_model or min(self.d_sae_per_d_model) < 1:
+            raise ValueError("d_sae_per_d_model needs at least one multiple of 1 or more")
+        if not self.pilot_ks or min(self.pilot_ks) < 1:
+            raise ValueError("pilot_ks needs at least one k of 1 or more")
+        return self
+
+    def resolved(self) -> StudyConfig:
+        """With machine-dependent defaults filled in."""
+        if self.threads:
+            return self
+        return self.model_copy(update={"threads": min(os.cpu_count() or 1, 8)})
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+_QUICK_WIDTHS = (32, 48, 64, 96, 128)
+_FULL_WIDTHS = (32, 48, 64, 96, 128, 160, 192, 256)
+
+
+def _ladder(widths: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(f"ladder/d{width:03d}" for width in widths)
+
+
+PRESETS: dict[str, StudyConfig] = {
+    "quick": StudyConfig(
+        preset="quick",
+        preview=True,
+        models=_ladder(_QUICK_WIDTHS),
+        twins=_ladder((32, 64)),
+    ),
+    "full": StudyConfig(
+        preset="full",
+        models=_ladder(_FULL_WIDTHS),
+        twins=_ladder(_FULL_WIDTHS),
+        streams=("contextual", "all"),
+        d_sae_per_d_model=(8, 4, 16, 32),
+        other_layers=True,
+        n_seeds=5,
+        means_tokens=2_097_152,
+        sae_tokens=8_388_608,
+        held_out_tokens=262_144,
+        pilot_tokens=1_048_576,
+    ),
+}
+
+
+def read_config(path: Path) -> StudyConfig:
+    """A study's YAML file. Raises UserError, in one line that names the field, when it is wrong."""
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{path}: cannot be read as YAML ({_first_line(error)}); mend it"
+        ) from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected `field: value` lines; see `interp study --help`")
+    return parse_config(data, str(path))
+
+
+def resolve_config(what: str, overrides: dict[str, object]) -> StudyConfig:
+    """A preset or a YAML file, with overrides from the command line.
+
+    Other models than the preset's drop the twins and loss-only models that are not among them.
+    """
+    if what in PRESETS:
+        base = PRESETS[what]
+    elif what.endswith((".yaml", ".yml")):
+        base = read_config(Path(what))
+    else:
+        raise UserError(
+            f"unknown study {what!r}; use one of {', '.join(PRESETS)}, or the path of a YAML file"
+        )
+    data = base.model_dump() | overrides
+    if "models" in overrides:
+        data["twins"] = tuple(m for m in data["models"] if m in base.twins) or tuple(data["models"])
+        data["loss_only_models"] = ()
+        named = [str(m) for m in data["models"]]
+        data["family"] = "ladder" if all(m.startswith("ladder/") for m in named) else "custom"
+    if overrides and base.preset == what:
+        data["preset"] = what if set(overrides) <= {"threads"} else f"{what} (changed)"
+    return parse_config(data, what)
+
+
+def parse_config(data: dict[str, object], where: str) -> StudyConfig:
+    """A validated config from plain data. Raises UserError naming the first wrong field."""
+    try:
+        return StudyConfig.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{where}: unknown field {field!r}; remove or correct it") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{where}: {field + ': ' if field else ''}{message}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,196 @@
+"""Places in the residual stream, and the only knowledge of module names in the project.
+
+A hook point is a kind and a layer, printed as TransformerLens prints it
+(`blocks.2.hook_resid_post`). Tensors are always the raw stream: nothing is folded or centred.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interp.errors import UserError
+
+# In the order in which a block computes them.
+KINDS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+
+_FORM = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
+
+
+@dataclass(frozen=True)
+class HookPoint:
+    """One place in one block: `kind` is one of `KINDS`, `layer` counts from 0."""
+
+    kind: str
+    layer: int
+
+    def __str__(self) -> str:
+        return f"blocks.{self.layer}.hook_{self.kind}"
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sorts hook points in the order in which a forward pass reaches them."""
+        return (self.layer, KINDS.index(self.kind))
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Where a block computes a kind: a submodule (empty: the block itself) and its side."""
+
+    module: str
+    side: str  # "input" | "output"
+
+
+def _sites(mid: str, attn: str, mlp: str) -> dict[str, _Site]:
+    return {
+        "resid_pre": _Site("", "input"),
+        "attn_out": _Site(attn, "output"),
+        "resid_mid": _Site(mid, "input"),
+        "mlp_out": _Site(mlp, "output"),
+        "resid_post": _Site("", "output"),
+    }
+
+
+_LLAMA = _sites("post_attention_layernorm", "self_attn", "mlp")
+_ARCHITECTURES: dict[str, dict[str, _Site]] = {
+    "gpt2": _sites("ln_2", "attn", "mlp"),
+    "gpt_neo": _sites("ln_2", "attn", "mlp"),
+    "gpt_neox": _sites("post_attention_layernorm", "attention", "mlp"),
+    "opt": _sites("final_layer_norm", "self_attn", "fc2"),
+    "qwen2": _LLAMA,
+    "llama": _LLAMA,
+    # Gemma 3 normalises what a sublayer adds: the norm's output is what enters the stream.
+    "gemma3_text": _sites("pre_feedforward_layernorm", "post_attention_layernorm", "")
+    | {"mlp_out": _Site("post_feedforward_layernorm", "output")},
+}
+
+
+def architectures() -> list[str]:
+    """The `model_type` of every architecture whose module names are known here."""
+    return list(_ARCHITECTURES)
+
+
+def parse(text: str | HookPoint) -> HookPoint:
+    """Read `blocks.2.hook_resid_post`; a `HookPoint` passes through.
+
+    Raises UserError when the text has another form or names an unknown kind.
+    """
+    if isinstance(text, HookPoint):
+        return text
+    match = _FORM.fullmatch(text.strip())
+    if match is None:
+        raise UserError(
+            f"{text!r} is no hook point; write it like blocks.2.hook_resid_post "
+            f"(kinds: {', '.join(KINDS)})"
+        )
+    if match[2] not in KINDS:
+        raise UserError(f"{text!r}: unknown kind {match[2]!r}; choose one of {', '.join(KINDS)}")
+    return HookPoint(match[2], int(match[1]))
+
+
+def resolve(hook_points: Sequence[str | HookPoint] | str | HookPoint, hf: Any) -> list[HookPoint]:
+    """Parse, check against the model, and sort in forward order without repeats.
+
+    Raises UserError for a layer the model lacks or a kind its architecture does not compute.
+    """
+    if isinstance(hook_points, (str, HookPoint)):
+        hook_points = [hook_points]
+    points = sorted({parse(p) for p in hook_points}, key=lambda p: p.order)
+    n_layers = len(blocks(hf))
+    for point in points:
+        if point.layer >= n_layers:
+            raise UserError(
+                f"{point}: the model has {n_layers} layers; use a layer from 0 to {n_layers - 1}"
+            )
+        _site(hf, point)
+    return points
+
+
+def blocks(hf: Any) -> nn.ModuleList:
+    """The transformer blocks: the outermost ModuleList as long as the model is deep."""
+    n_layers = hf.config.num_hidden_layers
+    for module in hf.base_model.modules():  # outermost first
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
+            return module
+    raise UserError(
+        f"{type(hf).__name__}: cannot tell which modules are its {n_layers} blocks; "
+        f"supported architectures: {', '.join(architectures())}"
+    )
+
+
+def _site(hf: Any, point: HookPoint) -> _Site:
+    architecture = hf.config.model_type
+    if architecture not in _ARCHITECTURES:
+        raise UserError(
+            f"architecture {architecture!r} is not supported; supported: "
+            f"{', '.join(architectures())}"
+        )
+    if point.kind == "resid_mid":
+        if getattr(hf.config, "use_parallel_residual", False):
+            raise UserError(
+                f"{point}: this {architecture} adds attention and MLP in parallel, so there is "
+                "no stream between them; use resid_pre or resid_post"
+            )
+        if not getattr(hf.config, "do_layer_norm_before", True):
+            raise UserError(
+                f"{point}: this {architecture} normalises after each addition, so the stream "
+                "between attention and MLP is not raw; use resid_pre or resid_post"
+            )
+    return _ARCHITECTURES[architecture][point.kind]
+
+
+Callback = Callable[[Float[Tensor, "*batch d_model"]], Tensor | None]
+
+
+@contextmanager
+def watch(hf: Any, callbacks: Mapping[HookPoint, Callback]) -> Iterator[None]:
+    """Call each callback with its hook point's tensor during forward passes inside the block.
+
+    A callback that returns a tensor of the same number of elements replaces the value. Whatever
+    happens, an exception raised by a callback included, no hook outlives the block.
+    """
+    layers = blocks(hf)
+    with ExitStack() as stack:
+        for point, callback in callbacks.items():
+            site = _site(hf, point)
+            module = layers[point.layer]
+            if site.module:
+                module = module.get_submodule(site.module)
+            if site.side == "input":
+                handle = module.register_forward_pre_hook(_on_input(callback), with_kwargs=True)
+            else:
+                handle = module.register_forward_hook(_on_output(callback))
+            stack.callback(handle.remove)
+        yield
+
+
+def _on_input(callback: Callback) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = args[0] if args else kwargs["hidden_states"]
+        new = callback(value)
+        if new is None:
+            return None
+        new = new.reshape(value.shape)
+        if args:
+            return (new, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": new}
+
+    return hook
+
+
+def _on_output(callback: Callback) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        value = output[0] if isinstance(output, tuple) else output
+        new = callback(value)
+        if new is None:
+            return None
+        new = new.reshape(value.shape)
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    return hook

@@ -1,0 +1,46 @@
+"""The embedded ladder: small real GPT-2 language models of increasing width, by name.
+
+`ladder/d064` is the model with d_model 64. Light to import: paths and records only.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+PREFIX = "ladder/"
+_HERE = Path(__file__).parent
+CHECKPOINTS = _HERE / "checkpoints"
+RECORDS_FILE = _HERE / "models.json"
+
+
+def names() -> list[str]:
+    """The shipped models, narrowest first: `ladder/d032`, `ladder/d048`, ..."""
+    if not CHECKPOINTS.is_dir():
+        return []
+    found = [p.parent.name for p in CHECKPOINTS.glob("*/model.safetensors")]
+    return [PREFIX + name for name in sorted(found)]
+
+
+def checkpoint_path(name: str) -> Path:
+    """Folder with `config.json` and `model.safetensors` (fp16) of `ladder/dNNN`.
+
+    Raises KeyError when there is no such model.
+    """
+    if name not in names():
+        raise KeyError(name)
+    return CHECKPOINTS / name.removeprefix(PREFIX)
+
+
+def tokenizer_path() -> Path:
+    """Folder with the tokenizer that all models of the ladder share."""
+    return CHECKPOINTS / "tokenizer"
+
+
+def record(name: str) -> dict[str, Any]:
+    """What the model card says of one model: tokens, losses (nats per token), recipe.
+
+    Raises KeyError when there is no such model.
+    """
+    return json.loads(RECORDS_FILE.read_text())[name]

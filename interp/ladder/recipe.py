@@ -1,0 +1,68 @@
+"""The ladder's recipe: every number that determines its models, and nothing else.
+
+Learning rates were bracketed on both sides by short runs at three widths
+(`interp ladder bracket`); the result is `learning_rates.json` beside this file.
+"""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import BaseModel, ConfigDict
+
+WIDTHS = (32, 48, 64, 96, 128, 160, 192, 256)
+CURVE_WIDTHS = (16, 24)  # for the loss curve only: too narrow for a trustworthy count
+HEAD_SIZE = 16
+N_LAYERS = 4
+N_CTX = 256
+VOCAB_SIZE = 1024
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Recipe(BaseModel):
+    """How one model of the ladder is trained. Counts are in tokens unless they say otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    d_model: int
+    lr: float
+    """Peak learning rate of embeddings, biases and norms."""
+    lr_hidden: float
+    """Peak learning rate of the matrices inside the blocks, whose best step shrinks with width."""
+    n_tokens: int = 25_165_824  # 3,072 steps
+    batch_tokens: int = 8_192
+    warmup_fraction: float = 0.02
+    decay_fraction: float = 0.2
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.98
+    clip_norm: float = 1.0
+    seed: int = 0
+    n_threads: int = 1  # two models at once on two cores beat one model on both
+    compile: bool = True  # torch.compile: about a quarter less time, needs a C++ compiler
+
+    @property
+    def n_steps(self) -> int:
+        return self.n_tokens // self.batch_tokens
+
+    @property
+    def decay_start(self) -> int:
+        """First step of the decay; the checkpoint before it is the stable branch point."""
+        return round(self.n_steps * (1 - self.decay_fraction))
+
+    def schedule(self, step: int) -> float:
+        """Share of the peak learning rates: warm-up, stable, linear decay to zero."""
+        warmup = max(1, round(self.n_steps * self.warmup_fraction))
+        if step < warmup:
+            return (step + 1) / warmup
+        if step < self.decay_start:
+            return 1.0
+        return (self.n_steps - step) / (self.n_steps - self.decay_start)
+
+
+def initializer_range(d_model: int) -> float:
+    """Standard deviation of the initial weights: GPT-2's 0.02 at 768, scaled with 1/sqrt(d_model).
+
+    With a fixed 0.02 small widths under-train (a width of 16 stopped at 5.9 nats per token).
+    """
+    return 0.02 * math.sqrt(768 / d_model)

@@ -1,0 +1,284 @@
+"""Train the ladder: GPT-2 models of one family, the same tokens in the same order for all.
+
+Every run is resumable: a checkpoint every few minutes holds weights, optimizer and step, and the
+same command goes on from it. The checkpoint at the end of the stable phase is kept, so that
+later arms can branch from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+
+from interp.errors import UserError
+from interp.ladder.recipe import (
+    HEAD_SIZE,
+    N_CTX,
+    N_LAYERS,
+    VOCAB_SIZE,
+    Recipe,
+    initializer_range,
+)
+
+CHECKPOINT_SECONDS = 120.0
+MICRO_SEQUENCES = 8
+ATTENTION = "sdpa_fp32"
+
+
+def sdpa_fp32(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object
+) -> tuple[Tensor, None]:
+    """Causal attention in fp32 inside a bf16 model, [batch head pos d_head] in.
+
+    On CPUs the bf16 backward of torch's fused attention takes twice the time of the fp32 one
+    (122 against 59 ms at batch 32, 8 heads of 16, 256 positions), and is half of a step.
+    """
+    with torch.autocast("cpu", enabled=False):
+        out = functional.scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), is_causal=True
+        )
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, sdpa_fp32)
+AttentionMaskInterface.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
+@dataclass
+class Progress:
+    """One line of a run's log. Losses in nats per token."""
+
+    step: int
+    n_tokens: int
+    lr: float
+    train_loss_nats: float
+    held_out_loss_nats: float | None
+    tokens_per_second: float
+
+
+@dataclass
+class _State:
+    step: int = 0
+    seconds: float = 0.0
+    log: list[dict[str, float | int | None]] = field(default_factory=list)
+
+
+def build_model(d_model: int, seed: int = 0) -> GPT2LMHeadModel:
+    """A fresh model of the family; the same initial weights on every machine.
+
+    GPT-2's tanh GELU is asked for by its fused name; the function is the same.
+    """
+    if d_model % HEAD_SIZE and d_model >= HEAD_SIZE:
+        raise UserError(f"width {d_model} is no multiple of the head size {HEAD_SIZE}")
+    config = GPT2Config(
+        vocab_size=VOCAB_SIZE,
+        n_positions=N_CTX,
+        n_embd=d_model,
+        n_layer=N_LAYERS,
+        n_head=d_model // HEAD_SIZE,
+        activation_function="gelu_pytorch_tanh",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        initializer_range=initializer_range(d_model),
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        use_cache=False,
+    )
+    torch.manual_seed(seed)
+    model = GPT2LMHeadModel(config)
+    model.set_attn_implementation(ATTENTION)
+    return model
+
+
+def batch_at(ids: np.ndarray, step: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of a step, [batch pos] each: consecutive windows of the token stream."""
+    rows = recipe.batch_tokens // N_CTX
+    start = step * recipe.batch_tokens
+    window = torch.from_numpy(ids[start : start + recipe.batch_tokens + 1].astype(np.int64))
+    return window[:-1].view(rows, N_CTX), window[1:].view(rows, N_CTX)
+
+
+def mean_loss(model: GPT2LMHeadModel, x: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy, nats per token: bf16 matrix products, fp32 loss."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids=x).logits
+    return functional.cross_entropy(logits.float().flatten(0, 1), y.flatten())
+
+
+def accumulate(
+    compute_loss: Callable[[GPT2LMHeadModel, Tensor, Tensor], Tensor],
+    model: GPT2LMHeadModel,
+    x: Tensor,
+    y: Tensor,
+) -> float:
+    """Add the gradient of the batch's mean loss to `.grad`; returns the loss, nats per token.
+
+    In slices of `MICRO_SEQUENCES`, whose activations stay in a core's cache.
+    """
+    total = 0.0
+    for at in range(0, len(x), MICRO_SEQUENCES):
+        part = slice(at, at + MICRO_SEQUENCES)
+        loss = compute_loss(model, x[part], y[part]) * (len(x[part]) / len(x))
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+@torch.no_grad()
+def held_out_loss(model: GPT2LMHeadModel, ids: np.ndarray, n_tokens: int = 262_144) -> float:
+    """Loss on the first `n_tokens` of held-out projects, nats per token."""
+    model.eval()
+    n_blocks = min(n_tokens, len(ids) - 1) // N_CTX
+    window = torch.from_numpy(ids[: n_blocks * N_CTX + 1].astype(np.int64))
+    x, y = window[:-1].view(-1, N_CTX), window[1:].view(-1, N_CTX)
+    total = 0.0
+    for at in range(0, n_blocks, 32):
+        total += float(mean_loss(model, x[at : at + 32], y[at : at + 32])) * len(x[at : at + 32])
+    model.train()
+    return total / n_blocks
+
+
+def train(
+    recipe: Recipe,
+    train_ids: np.ndarray,
+    held_out_ids: np.ndarray,
+    run_dir: Path,
+    *,
+    heartbeat: Callable[[Progress], None] = lambda _: None,
+    log_every: int = 64,
+) -> GPT2LMHeadModel:
+    """Train one model, or finish a run that was interrupted, and return it.
+
+    `train_ids`, `held_out_ids`: token streams, uint16 [token].
+    Writes into `run_dir`: `recipe.json`, `log.json`, `state.safetensors` (exact resume),
+    `stable.safetensors` (weights and optimizer where the decay begins).
+    Raises UserError when the stream is too short or `run_dir` holds another recipe.
+    """
+    if len(train_ids) < recipe.n_steps * recipe.batch_tokens + 1:
+        raise UserError(
+            f"{len(train_ids):,} training tokens are fewer than the recipe's {recipe.n_tokens:,}; "
+            "run `interp ladder corpus` again or lower --tokens"
+        )
+    torch.set_num_threads(recipe.n_threads)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    _claim(run_dir, recipe)
+    model = build_model(recipe.d_model, recipe.seed)
+    model.train()
+    optimizer = _optimizer(model, recipe)
+    state = _resume(run_dir, model, optimizer)
+    compute_loss = torch.compile(mean_loss) if recipe.compile else mean_loss
+    last_save = mark = time.monotonic()
+    running: list[float] = []
+    while state.step < recipe.n_steps:
+        if state.step == recipe.decay_start:
+            _save(run_dir / "stable.safetensors", model, optimizer, state)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * recipe.schedule(state.step)
+        loss = accumulate(compute_loss, model, *batch_at(train_ids, state.step, recipe))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        running.append(loss)
+        now = time.monotonic()
+        if state.step % log_every == 0 or state.step == recipe.n_steps:
+            done = state.step == recipe.n_steps
+            line = Progress(
+                step=state.step,
+                n_tokens=state.step * recipe.batch_tokens,
+                lr=recipe.lr * recipe.schedule(state.step - 1),
+                train_loss_nats=float(np.mean(running)),
+                held_out_loss_nats=held_out_loss(model, held_out_ids)
+                if done or state.step % (8 * log_every) == 0
+                else None,
+                tokens_per_second=len(running) * recipe.batch_tokens / max(now - mark, 1e-9),
+            )
+            state.seconds += now - mark
+            state.log.append(vars(line).copy())
+            heartbeat(line)
+            running, mark = [], time.monotonic()
+            if done or now - last_save > CHECKPOINT_SECONDS:
+                _save(run_dir / "state.safetensors", model, optimizer, state)
+                last_save = time.monotonic()
+    (run_dir / "log.json").write_text(json.dumps(state.log, indent=0) + "\n")
+    return model.eval()
+
+
+def _optimizer(model: GPT2LMHeadModel, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW in three groups; the tied embedding is one of the embeddings."""
+    hidden, embeddings, vectors = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            vectors.append(parameter)
+        elif ".h." in name:
+            hidden.append(parameter)
+        else:
+            embeddings.append(parameter)
+    decay = recipe.weight_decay
+    groups = [
+        {"params": hidden, "peak_lr": recipe.lr_hidden, "weight_decay": decay},
+        {"params": embeddings, "peak_lr": recipe.lr, "weight_decay": decay},
+        {"params": vectors, "peak_lr": recipe.lr, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), fused=True)
+
+
+def _claim(run_dir: Path, recipe: Recipe) -> None:
+    path = run_dir / "recipe.json"
+    text = recipe.model_dump_json(indent=1) + "\n"
+    if path.exists() and path.read_text() != text:
+        raise UserError(f"{run_dir} holds a run of another recipe; choose another folder")
+    path.write_text(text)
+
+
+def _save(
+    path: Path, model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer, state: _State
+) -> None:
+    """Everything needed to go on, in one atomic safetensors file."""
+    tensors = {f"model.{n}": p.detach().clone() for n, p in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = value.detach().clone()
+    meta = {"state": json.dumps(vars(state))}
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata=meta)
+    os.replace(partial, path)
+
+
+def _resume(run_dir: Path, model: GPT2LMHeadModel, optimizer: torch.optim.Optimizer) -> _State:
+    path = run_dir / "state.safetensors"
+    if not path.exists():
+        return _State()
+    try:
+        tensors = load_file(path)
+        meta = _metadata(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete it to start afresh") from error
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            optimizer.state[parameter] = {k: tensors[f"optimizer.{k}.{name}"] for k in keys}
+    return _State(**json.loads(meta["state"]))
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata())

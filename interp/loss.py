@@ -1,0 +1,200 @@
+"""Cross-entropy in nats per token and nats per byte, with document-bootstrap intervals.
+
+Targets are tokens of real text that have a predecessor in their block: the token before each
+document (BOS or EOS), padding and position 0 of a block are not counted. A byte counts when its
+token does, so both units divide the same sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from interp.errors import UserError
+
+if TYPE_CHECKING:  # this module is a leaf
+    from interp.models import Model
+    from interp.tokens import TokenBlocks
+
+N_RESAMPLES = 2000
+_LOGITS_PER_CHUNK = 1 << 22
+"""Logits held at once (16 MB in float32): a vocabulary of 50k never exists for a whole batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class LossResult:
+    """Token-weighted cross-entropy. Intervals are 95%, over documents; None below two documents."""
+
+    nats_per_token: float
+    nats_per_byte: float
+    ci_nats_per_token: tuple[float, float] | None
+    ci_nats_per_byte: tuple[float, float] | None
+    n_tokens: int
+    """Targets."""
+    n_bytes: int
+    """Bytes of the targets."""
+    n_docs: int
+    document_ids: Int[Tensor, " doc"]
+    document_nats: Float[Tensor, " doc"]
+    """Summed over a document's targets; float64, as the two below align with it."""
+    document_tokens: Float[Tensor, " doc"]
+    document_bytes: Float[Tensor, " doc"]
+
+    def __repr__(self) -> str:
+        return (
+            f"LossResult({self.nats_per_token:.4f} nats/token, {self.nats_per_byte:.4f} nats/byte, "
+            f"{self.n_tokens:,} tokens, {self.n_docs:,} documents)"
+        )
+
+
+class LossSums:
+    """Sums per document, accumulated in float64; feed it any pieces in any order."""
+
+    def __init__(self) -> None:
+        self._sums = np.zeros((3, 0))
+
+    def update(
+        self,
+        nll: Float[Tensor, "*shape"],
+        is_target: Bool[Tensor, "*shape"],
+        doc_ids: Int[Tensor, "*shape"],
+        n_bytes: Int[Tensor, "*shape"],
+    ) -> None:
+        """Add tokens: `nll` in nats, `n_bytes` of each token. What is no target is ignored."""
+        mask = is_target.numpy()
+        docs = doc_ids.numpy()[mask]
+        if docs.size == 0:
+            return
+        size = max(self._sums.shape[1], int(docs.max()) + 1)
+        grown = np.zeros((3, size))
+        grown[:, : self._sums.shape[1]] = self._sums
+        for row, weight in enumerate((nll.numpy(), None, n_bytes.numpy())):
+            weights = None if weight is None else weight[mask]
+            grown[row] += np.bincount(docs, weights=weights, minlength=size)
+        self._sums = grown
+
+    def result(
+        self, *, generator: np.random.Generator | None = None, n_resamples: int = N_RESAMPLES
+    ) -> LossResult:
+        """The means and their intervals. Raises UserError when there was no target.
+
+        `generator` draws the resamples; by default one seeded with 0, so that results repeat.
+        """
+        documents = np.flatnonzero(self._sums[1])
+        sums = self._sums[:, documents]
+        if documents.size == 0:
+            raise UserError("the text has no token to predict; use a longer text")
+        nats, n_tokens, n_bytes = sums.sum(axis=1)
+        intervals: list[tuple[float, float] | None] = [None, None]
+        if documents.size > 1:
+            draws = bootstrap_documents(
+                sums, generator or np.random.default_rng(0), n_resamples=n_resamples
+            )
+            ratios = draws[0] / draws[1:]
+            low, high = np.quantile(ratios, [0.025, 0.975], axis=1)
+            intervals = [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+        return LossResult(
+            nats_per_token=float(nats / n_tokens),
+            nats_per_byte=float(nats / n_bytes),
+            ci_nats_per_token=intervals[0],
+            ci_nats_per_byte=intervals[1],
+            n_tokens=int(n_tokens),
+            n_bytes=int(n_bytes),
+            n_docs=int(documents.size),
+            document_ids=torch.from_numpy(documents),
+            document_nats=torch.from_numpy(sums[0]),
+            document_tokens=torch.from_numpy(sums[1]),
+            document_bytes=torch.from_numpy(sums[2]),
+        )
+
+
+def bootstrap_documents(
+    sums: np.ndarray, generator: np.random.Generator, *, n_resamples: int = N_RESAMPLES
+) -> np.ndarray:
+    """Totals of `sums` [quantity doc] over documents drawn with replacement: [quantity resample].
+
+    A ratio of two rows is then a resample of a ratio of sums.
+    """
+    n_docs = sums.shape[1]
+    by_document = np.ascontiguousarray(sums.T)
+    totals = np.empty((sums.shape[0], n_resamples))
+    per_piece = max(1, (1 << 21) // n_docs)
+    for start in range(0, n_resamples, per_piece):
+        stop = min(start + per_piece, n_resamples)
+        drawn = generator.integers(n_docs, size=(stop - start, n_docs))
+        # How often each document was drawn, times its sums: one small product, no gathers.
+        offset = np.arange(stop - start)[:, None] * n_docs
+        counts = np.bincount((drawn + offset).ravel(), minlength=drawn.size)
+        totals[:, start:stop] = (rearrange(counts, "(r d) -> r d", d=n_docs) @ by_document).T
+    return totals
+
+
+def token_nll(
+    hidden: Float[Tensor, "token d_model"],
+    W_U: Float[Tensor, "d_vocab d_model"],
+    targets: Int[Tensor, " token"],
+    *,
+    bias: Float[Tensor, " d_vocab"] | None = None,
+) -> Float[Tensor, " token"]:
+    """-log softmax(W_U h + bias)[target], in nats and float32, chunked over tokens.
+
+    `hidden` is the backbone's output after its final norm.
+    """
+    nll = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+    step = max(1, _LOGITS_PER_CHUNK // W_U.shape[0])
+    for start in range(0, len(targets), step):
+        piece = slice(start, start + step)
+        logits = F.linear(hidden[piece], W_U, bias).float()
+        nll[piece] = F.cross_entropy(logits, targets[piece].long(), reduction="none")
+    return nll
+
+
+def block_nll(
+    model: Model,
+    hidden: Float[Tensor, "batch pos d_model"],
+    ids: Int[Tensor, "batch pos"],
+) -> Float[Tensor, "batch pos"]:
+    """-log p(token at pos | the tokens before it in its block); 0 at position 0."""
+    head = model.hf.get_output_embeddings()
+    # Shift the targets, not the hidden states: those would be copied.
+    targets = torch.roll(ids, -1, dims=1)
+    shifted = token_nll(
+        rearrange(hidden, "batch pos d -> (batch pos) d"),
+        head.weight,
+        rearrange(targets, "batch pos -> (batch pos)"),
+        bias=head.bias,
+    )
+    nll = torch.roll(rearrange(shifted, "(batch pos) -> batch pos", batch=len(ids)), 1, dims=1)
+    nll[:, 0] = 0.0
+    return nll
+
+
+def loss(
+    model: Model,
+    tokens: TokenBlocks,
+    *,
+    batch_size: int = 32,
+    generator: np.random.Generator | None = None,
+    n_resamples: int = N_RESAMPLES,
+) -> LossResult:
+    """The model's loss on token blocks, in nats per token and per byte.
+
+    Each token is predicted from the tokens before it in its block, those of earlier documents
+    included. Bytes make models with different tokenizers comparable.
+    """
+    sums = LossSums()
+    is_target = tokens.is_target
+    for start in range(0, len(tokens), batch_size):
+        batch = slice(start, start + batch_size)
+        with torch.inference_mode():
+            ids = tokens.ids[batch].to(model.device, torch.int64)
+            nll = block_nll(model, model.final_hidden(ids), ids).cpu()
+        sums.update(nll, is_target[batch], tokens.doc_ids[batch], tokens.n_bytes[batch])
+    return sums.result(generator=generator, n_resamples=n_resamples)

@@ -1,0 +1,137 @@
+"""What limits the numbers, said from the numbers: the list a reader must see before quoting one."""
+
+import math
+from collections.abc import Sequence
+
+from interp.report.contrast import Verdict, contrast
+from interp.report.headline import at_widths as where
+from interp.report.headline import rows_in_the_answer
+from interp.report.records import PackingRow, Summary
+from interp.report.wording import plural, significant
+
+
+def caveats(summary: Summary) -> tuple[str, ...]:
+    """Sentences, the gravest first; the study's own warnings close the list."""
+    primary = summary.primary_rows
+    used = rows_in_the_answer(summary)
+    found = [
+        *_preview(summary),
+        *_unconverged(primary),
+        *_bounds(primary),
+        *_twins(primary),
+        *_uncalibrated(primary),
+        *_few(used),
+        *_narrow(used),
+        *_fits(summary),
+        *_confounded(summary),
+    ]
+    return (*found, *(text for text in summary.warnings if text not in found))
+
+
+def _preview(summary: Summary) -> list[str]:
+    if not summary.preview:
+        return []
+    return [
+        f"Preview: the {summary.preset or 'quick'} preset trades certainty for minutes. Its "
+        f"numbers show the shape of the answer; quote those of a full run."
+    ]
+
+
+def _unconverged(rows: Sequence[PackingRow]) -> list[str]:
+    hollow = [row for row in rows if row.converged is not True]
+    if not hollow:
+        return []
+    return [
+        f"Unconverged: {len(hollow)} of {plural(len(rows), 'primary count')} "
+        f"({where(hollow)}) would still move if the dictionaries were trained longer. They are drawn "
+        f"hollow and enter no fit and no correlation."
+    ]
+
+
+def _bounds(rows: Sequence[PackingRow]) -> list[str]:
+    censored = [row for row in rows if row.censored]
+    if censored:
+        return [
+            f"Censored at D ({where(censored)}): the count was still growing with the dictionary, so "
+            f"it is a lower bound and nothing here bounds it from above."
+        ]
+    if rows and all(row.lower_bound for row in rows):
+        return [
+            "One dictionary size: a count at a single D is D/d_model times the share of latents "
+            "found again, hence a lower bound that moves with D."
+        ]
+    return []
+
+
+def _twins(rows: Sequence[PackingRow]) -> list[str]:
+    twinned = [row for row in rows if row.twin_known]
+    if rows and not twinned:
+        return ["No untrained twin was measured: nothing here can be credited to training."]
+    found = []
+    if len(twinned) < len(rows):
+        found.append(
+            f"Twins stand beside {len(twinned)} of {plural(len(rows), 'model')} ({where(twinned)})."
+        )
+    same = [c.row for row in twinned if (c := contrast(row)) and c.verdict is Verdict.SAME]
+    if same:
+        found.append(
+            f"Trained minus twin includes zero ({where(same)}): there packing is not "
+            f"distinguishable from an untrained network's."
+        )
+    apart = [row for row in twinned if row.twin is not None and row.twin.fvu_matched is False]
+    if apart:
+        found.append(
+            f"Reconstruction differs: the twin did not reach the FVU asked for ({where(apart)}), so "
+            f"the two counts are taken at different quality."
+        )
+    return found
+
+
+def _uncalibrated(rows: Sequence[PackingRow]) -> list[str]:
+    n = sum(row.calibration == "uncalibrated" for row in rows)
+    if not n:
+        return []
+    return [
+        f"Uncalibrated: {'all' if n == len(rows) else n} of {plural(len(rows), 'primary count')} "
+        f"come from an estimator not yet checked against data with a known number of features."
+    ]
+
+
+def _few(rows: Sequence[PackingRow]) -> list[str]:
+    n = len(rows)
+    # Beyond seven models the smallest p is under 0.0004 and no longer what limits the run.
+    if not 0 < n < 7:
+        return []
+    if n < 3:
+        return [f"Few models: {plural(n, 'model')} can show no relation with width or loss."]
+    smallest = 2 / math.factorial(n)
+    return [
+        f"Few models: with {n} the smallest two-sided exact p of a rank correlation is "
+        f"{significant(smallest, 2)}" + (", so none can reach .05." if smallest > 0.05 else ".")
+    ]
+
+
+def _narrow(rows: Sequence[PackingRow]) -> list[str]:
+    narrow = [row for row in rows if row.model.d_model is not None and row.model.d_model < 32]
+    if not narrow:
+        return []
+    return [
+        f"Narrow models ({where(narrow)}): below width 32 random directions meet too often for a "
+        f"match to mean much."
+    ]
+
+
+def _fits(summary: Summary) -> list[str]:
+    found = []
+    if summary.scaling.identified is False:
+        why = f": {summary.scaling.reason}" if summary.scaling.reason else "."
+        found.append(f"The loss curve is not identified{why}")
+    if summary.exponent.beta.value is None and summary.exponent.reason:
+        found.append(f"No packing exponent: {summary.exponent.reason}.")
+    return found
+
+
+def _confounded(summary: Summary) -> list[str]:
+    if len({model.n_layers for model in summary.models if model.n_layers}) > 1:
+        return ["Depth varies with width among these models, so neither effect is seen alone."]
+    return []

@@ -1,0 +1,301 @@
+"""The figures: one Vega-Lite specification each, for the interactive page and the files alike."""
+
+import math
+from collections.abc import Sequence
+
+import altair as alt
+
+from interp.report import marks
+from interp.report.marks import Figure, Row
+from interp.report.profiles import by_depth, by_dictionary_size
+from interp.report.records import Exponent, Interval, ModelRecord, PackingRow, Scaling, Summary
+from interp.report.theme import KINDS
+from interp.report.wording import listed, plural, significant, with_interval
+
+
+def all_figures(summary: Summary) -> dict[str, Figure]:
+    """Every figure that the run has numbers for, by name, in the order of the page."""
+    primary = summary.primary_rows
+    estimator = primary[0].estimator if primary else None
+    same_kind = [r for r in summary.packing if r.estimator == estimator]
+    counted_stream = [r for r in same_kind if r.about == summary.about]
+    drawn = (
+        packing_against_loss(primary),
+        loss_against_width(summary.models, summary.scaling),
+        packing_against_width(primary, summary.exponent),
+        exponent_interval(summary.exponent),
+        packing_against_width(_raw_beside(same_kind, primary), None),
+        by_depth(_same_ratio(counted_stream, primary)),
+        by_dictionary_size(_same_layer(counted_stream, primary)),
+    )
+    return {figure.name: figure for figure in drawn if figure is not None}
+
+
+def packing_against_loss(rows: Sequence[PackingRow]) -> Figure | None:
+    """The headline: features per dimension against loss, one point per model, beside its twin.
+
+    A twin stands at the loss of the model it mirrors: its own is that of guessing, far off to the
+    right. None if no row has both numbers.
+    """
+    shown = [r for r in rows if r.per_dim.value is not None and r.model.loss.value is not None]
+    if not shown:
+        return None
+    x = alt.X(
+        "x:Q",
+        title="loss (nats per token; better models to the left)",
+        scale=alt.Scale(zero=False, nice=False, padding=30),
+        axis=alt.Axis(tickCount=6),
+    )
+    points = marks.packing_points(shown, lambda row: row.model.loss)
+    y = marks.per_dimension_axis(points)
+    noun = _noun(shown[0].about)
+    return Figure(
+        name="packing_against_loss",
+        title=f"{noun.capitalize()} per dimension against loss",
+        subtitle=_key(shown, numbers_are="model width"),
+        alt=f"{noun.capitalize()} per dimension against loss. {_in_words(shown)}",
+        spec=marks.specification(
+            [
+                marks.connectors(points, x, y),
+                marks.intervals(points, x, y, along="x"),
+                marks.intervals(points, x, y),
+                marks.arrows(points, x, y),
+                marks.symbols(points, x, y),
+                *marks.labels(points, x, y),
+            ],
+            height=400,
+        ),
+    )
+
+
+def loss_against_width(models: Sequence[ModelRecord], scaling: Scaling) -> Figure | None:
+    """Loss of every model by width with its document interval, and L = A/m^alpha + B if fitted."""
+    shown = [(m.d_model, m) for m in models if m.loss.value is not None and m.d_model]
+    if not shown:
+        return None
+    widths = [width for width, _ in shown]
+    points = [
+        {
+            "kind": KINDS[0],
+            "model": model.name,
+            "x": width,
+            "y": model.loss.value,
+            "low": model.loss.low,
+            "high": model.loss.high,
+            "reading": with_interval(model.loss),
+        }
+        for width, model in shown
+    ]
+    x = marks.width_axis(widths)
+    y = alt.Y("y:Q", title="loss, nats per token", scale=alt.Scale(zero=False, padding=14))
+    curve, fitted = None, "no curve could be fitted"
+    if scaling.drawn:
+        line = [{"x": m, "y": scaling.loss(m)} for m in marks.between(min(widths), max(widths))]
+        curve = marks.layer(line).mark_line(style="fit").encode(x, y)
+        fitted = (
+            f"curve: L = {significant(scaling.A.value)} / m^{significant(scaling.alpha.value, 2)}"
+            f" + {significant(scaling.B.value)}"
+        )
+    readings = listed([f"{significant(m.loss.value)} at width {width}" for width, m in shown])
+    return Figure(
+        name="loss_against_width",
+        title="Loss against width",
+        subtitle=f"{fitted}; bars: 95% intervals over documents",
+        alt=f"Loss in nats per token by model width; {fitted}. {readings}.",
+        spec=marks.specification(
+            [
+                curve,
+                marks.intervals(points, x, y, legend=False),
+                marks.symbols(points, x, y, legend=False),
+            ],
+            height=320,
+        ),
+    )
+
+
+def packing_against_width(rows: Sequence[PackingRow], exponent: Exponent | None) -> Figure | None:
+    """Features per dimension by width beside the twin.
+
+    With an exponent, also what beta = 0 (a fixed stock of features) and 1 (the same packing) would
+    look like through the middle of the counting rows, and the fit with its interval.
+    """
+    shown = [row for row in rows if row.per_dim.value is not None and row.model.d_model]
+    if not shown:
+        return None
+    about = shown[0].about
+    x = marks.width_axis(row.model.d_model or 0 for row in shown)
+    points = marks.packing_points(shown, lambda row: Interval(row.model.d_model))
+    y = marks.per_dimension_axis(points)
+    noun = _noun(about)
+    references = _references(shown, exponent, x, y) if exponent is not None else []
+    return Figure(
+        name="packing_against_width" if about == "contextual" else f"packing_against_width_{about}",
+        title=f"{noun.capitalize()} per dimension against width",
+        subtitle=_key(shown, band=bool(references) and _has_interval(exponent)),
+        alt=f"{noun.capitalize()} per dimension by model width. {_in_words(shown)}",
+        spec=marks.specification(
+            [
+                *references,
+                marks.connectors(points, x, y),
+                marks.intervals(points, x, y),
+                marks.arrows(points, x, y),
+                marks.symbols(points, x, y),
+            ],
+            height=360,
+        ),
+    )
+
+
+def exponent_interval(exponent: Exponent) -> Figure | None:
+    """beta and its twin's on one line, against 0 (fixed stock) and 1 (same packing)."""
+    if exponent.beta.value is None:
+        return None
+    points: list[Row] = [
+        {
+            "kind": kind,
+            "model": kind,
+            "x": one.value,
+            "x_low": one.low,
+            "x_high": one.high,
+            "y": kind,
+            "reading": with_interval(one),
+        }
+        for kind, one in ((KINDS[0], exponent.beta), (KINDS[2], exponent.twin))
+        if one.value is not None
+    ]
+    ends = [p[key] for p in points for key in ("x", "x_low", "x_high") if p[key] is not None]
+    domain = [min(-0.1, *ends) - 0.1, max(1.25, *ends) + 0.25]
+    x = alt.X(
+        "x:Q",
+        title="beta, in: count ~ width^beta",
+        scale=alt.Scale(domain=domain),
+        axis=alt.Axis(tickCount=6),
+    )
+    y = alt.Y("y:N", title=None, axis=alt.Axis(grid=False, labelLimit=200), sort=list(KINDS))
+    meanings = marks.layer(
+        [{"x": 0, "note": "fixed stock of features"}, {"x": 1, "note": "same packing"}]
+    )
+    return Figure(
+        name="exponent",
+        title="How the count grows with width",
+        subtitle="bar: 95% interval; a mark without a bar has no interval",
+        alt="Exponent beta of the feature count with width: "
+        + listed([f"{point['reading']} ({point['kind']})" for point in points])
+        + "; lines mark 0, a fixed stock of features, and 1, the same packing at every width.",
+        spec=marks.specification(
+            [
+                meanings.mark_rule(style="reference", strokeDash=[5, 4]).encode(x),
+                meanings.mark_text(style="note", align="left", baseline="top", dx=6).encode(
+                    x, y=alt.value(-15), text="note:N"
+                ),
+                marks.intervals(points, x, y, along="x", legend=False),
+                marks.symbols(points, x, y, legend=False),
+            ],
+            height=100,
+        ),
+    )
+
+
+def _references(
+    rows: Sequence[PackingRow], exponent: Exponent, x: alt.X, y: alt.Y
+) -> list[alt.Chart]:
+    """Curves c * width^(beta - 1) through the geometric middle of the rows that count."""
+    middle = [
+        (r.model.d_model, r.per_dim.value)
+        for r in rows
+        if r.counts and r.model.d_model and r.per_dim.value
+    ]
+    if len(middle) < 2:
+        return []
+    at = math.exp(sum(math.log(width) for width, _ in middle) / len(middle))
+    level = math.exp(sum(math.log(value) for _, value in middle) / len(middle))
+    widths = [row.model.d_model for row in rows if row.model.d_model]
+    grid = marks.between(min(widths), max(widths))
+
+    def curve(beta: float) -> list[float]:
+        return [level * (width / at) ** (beta - 1) for width in grid]
+
+    layers = []
+    low, high = exponent.beta.low, exponent.beta.high
+    if exponent.beta.value is not None and low is not None and high is not None:
+        ends = [
+            {"x": w, "y": a, "high": b}
+            for w, a, b in zip(grid, curve(low), curve(high), strict=True)
+        ]
+        layers.append(
+            marks.layer(ends)
+            .mark_area(style="band", opacity=0.16, clip=True)
+            .encode(x, y, y2="high:Q")
+        )
+    # Each label where its line leaves the points: beta = 1 at the left end, above a rising count
+    # or below a falling one, beta = 0 at the right.
+    lift = -9 if (exponent.beta.value or 0) > 1 else 11
+    for beta, dash, note, end, dx, dy in (
+        (1, [7, 4], "beta = 1: same packing", 0, 10, lift),
+        (0, [2, 4], "beta = 0: fixed stock", -1, -10, 11),
+    ):
+        line = [{"x": w, "y": value} for w, value in zip(grid, curve(beta), strict=True)]
+        stroke = marks.layer(line).mark_line(style="reference", strokeDash=dash, clip=True)
+        text = marks.layer([{**line[end], "note": note}])
+        layers += [
+            stroke.encode(x, y),
+            text.mark_text(style="note", align="left" if dx > 0 else "right", dx=dx, dy=dy).encode(
+                x, y, text="note:N"
+            ),
+        ]
+    return layers
+
+
+def _raw_beside(rows: Sequence[PackingRow], primary: Sequence[PackingRow]) -> list[PackingRow]:
+    """The same layers and sizes on the raw stream, where the headline is contextual."""
+    places = {(r.model.name, r.layer, r.d_sae) for r in primary if r.about == "contextual"}
+    return [r for r in rows if r.about == "all" and (r.model.name, r.layer, r.d_sae) in places]
+
+
+def _same_ratio(rows: Sequence[PackingRow], primary: Sequence[PackingRow]) -> list[PackingRow]:
+    sizes = {(row.model.name, row.d_sae) for row in primary}
+    return [row for row in rows if (row.model.name, row.d_sae) in sizes]
+
+
+def _same_layer(rows: Sequence[PackingRow], primary: Sequence[PackingRow]) -> list[PackingRow]:
+    layers = {(row.model.name, row.layer) for row in primary}
+    return [row for row in rows if (row.model.name, row.layer) in layers]
+
+
+def _noun(about: str) -> str:
+    return "contextual features" if about == "contextual" else "features of the raw stream"
+
+
+def _has_interval(exponent: Exponent | None) -> bool:
+    return exponent is not None and None not in (exponent.beta.low, exponent.beta.high)
+
+
+def _key(rows: Sequence[PackingRow], *, numbers_are: str = "", band: bool = False) -> str:
+    """What the marks mean, as far as they occur."""
+    parts = [f"numbers: {numbers_are}"] if numbers_are else []
+    if any(row.per_dim.low is not None for row in rows):
+        parts.append("bars: 95% intervals")
+    if any(row.censored for row in rows):
+        parts.append("arrow: censored at D")
+    if not all(row.counts for row in rows):
+        parts.append("hollow: not converged, enters no fit")
+    if band:
+        parts.append("band: interval of beta")
+    return "; ".join(parts)
+
+
+def _in_words(rows: Sequence[PackingRow]) -> str:
+    """Every point, said."""
+    said = []
+    for row in rows:
+        text = f"width {row.model.d_model}: {with_interval(row.per_dim)}"
+        if row.model.loss.value is not None:
+            text += f" at {significant(row.model.loss.value)} nats per token"
+        if row.twin is not None and row.twin.per_dim.value is not None:
+            text += f", untrained twin {with_interval(row.twin.per_dim)}"
+        if row.censored:
+            text += ", censored at D"
+        elif not row.counts:
+            text += ", not converged"
+        said.append(text)
+    return f"{plural(len(rows), 'model')}. {'; '.join(said)}."

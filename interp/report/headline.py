@@ -1,0 +1,228 @@
+"""The answer in words, generated from the numbers and from nothing else.
+
+The first sentence is the one that people quote, so it carries the caveats that change its meaning:
+preview, not identified, censored at D, and "not distinguishable from an untrained network's".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from interp.report.contrast import Contrast, Verdict, contrast
+from interp.report.records import Exponent, PackingRow, Summary
+from interp.report.wording import in_prose, known_values, listed, plural, significant, span
+
+QUESTION = "How many features does a layer pack per dimension, and does that go with the loss?"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`first` is the headline; `more` the sentences about width and loss under it."""
+
+    first: str
+    more: tuple[str, ...]
+
+
+def answer(summary: Summary) -> Answer:
+    """The sentences at the top of the report."""
+    rows = rows_in_the_answer(summary)
+    more = [*_bound(rows), _width(summary, rows), _loss(summary)]
+    return Answer(_packing(summary, rows), tuple(text for text in more if text))
+
+
+def rows_in_the_answer(summary: Summary) -> tuple[PackingRow, ...]:
+    """The primary rows that count; in a preview where none does, all that have a number."""
+    counting = tuple(row for row in summary.primary_rows if row.counts)
+    if counting or not summary.preview:
+        return counting
+    return tuple(row for row in summary.primary_rows if row.per_dim.value is not None)
+
+
+def feature_noun(about: str) -> str:
+    """`contextual features`, or plain `features` where token and position are in the count."""
+    return "contextual features" if about == "contextual" else "features (token and position too)"
+
+
+def at_widths(rows: Sequence[PackingRow], *, as_span: bool = False) -> str:
+    """`widths 32, 48 and 64`, or `width 32 to 64` as a span."""
+    widths = sorted({row.model.d_model for row in rows if row.model.d_model is not None})
+    if not widths:
+        return "unknown width"
+    if as_span and len(widths) > 1:
+        return f"width {widths[0]} to {widths[-1]}"
+    return f"width {widths[0]}" if len(widths) == 1 else f"widths {listed(widths)}"
+
+
+def _packing(summary: Summary, rows: Sequence[PackingRow]) -> str:
+    if not rows:
+        return _no_answer(summary)
+    opening = ""
+    if summary.preview:
+        opening = "Preview, not a result: "
+        if not any(row.counts for row in rows):
+            opening = "Preview, not a result (no count has converged): "
+    sentence = _sentence(rows, [c for row in rows if (c := contrast(row)) is not None])
+    return opening + (sentence if opening else sentence[0].upper() + sentence[1:])
+
+
+def _no_answer(summary: Summary) -> str:
+    tried = summary.primary_rows
+    name = feature_noun(summary.about)
+    if not tried:
+        return f"Not identified: this run holds no count of {name} at the primary layer."
+    reasons = sorted({row.reason for row in tried if row.reason})
+    why = f" ({'; '.join(reasons)})" if reasons else ""
+    return (
+        f"Not identified: none of the {plural(len(tried), 'count')} of {name} passed the "
+        f"convergence rule{why}, so this run does not say how many a layer packs."
+    )
+
+
+def _sentence(rows: Sequence[PackingRow], contrasts: Sequence[Contrast]) -> str:
+    trained = _trained(rows)
+    if not contrasts:
+        return (
+            f"{trained}; no untrained twin was measured beside them, so this does not show "
+            f"what training adds."
+        )
+    by_verdict = {
+        verdict: [c for c in contrasts if c.verdict is verdict]
+        for verdict in Verdict
+        if any(c.verdict is verdict for c in contrasts)
+    }
+    twins = _twins(contrasts, of_all=len(contrasts) == len(rows))
+    if set(by_verdict) == {Verdict.MORE}:
+        return f"{trained}; {twins}."
+    if set(by_verdict) == {Verdict.FEWER}:
+        return f"trained networks pack fewer than untrained ones: {trained}; {twins}."
+    if set(by_verdict) == {Verdict.SAME}:
+        zero = "trained minus twin includes zero"
+        if len(contrasts) == 1:
+            zero = f"trained minus twin is {in_prose(contrasts[0].difference)}"
+        return (
+            f"packing is not distinguishable from an untrained network's: {trained}; {twins}; "
+            f"{zero}."
+        )
+    if Verdict.SAME in by_verdict:
+        same = at_widths([c.row for c in by_verdict[Verdict.SAME]])
+        return (
+            f"packing is not distinguishable from an untrained network's at {same} "
+            f"({len(by_verdict[Verdict.SAME])} of {plural(len(contrasts), 'model')} with a twin): "
+            f"{trained}; {twins}."
+        )
+    return f"{trained}; {twins}, without an interval that could tell the two apart everywhere."
+
+
+def _trained(rows: Sequence[PackingRow]) -> str:
+    per_dim = known_values(row.per_dim for row in rows)
+    at_least = "at least " if all(row.lower_bound for row in rows) else ""
+    count = f"{at_least}{span(per_dim)} {feature_noun(rows[0].about)} per dimension"
+    if len(rows) == 1:
+        only = rows[0]
+        who = f"the trained model of {at_widths(rows)} packs"
+        count = f"{at_least}{in_prose(only.per_dim)} {feature_noun(only.about)} per dimension"
+    else:
+        who = f"{len(rows)} trained models of {at_widths(rows, as_span=True)} pack"
+    censored = [row for row in rows if row.censored]
+    if censored:
+        everywhere = len(censored) == len(rows)
+        count += " (censored at D" + ("" if everywhere else f" for {at_widths(censored)}") + ")"
+    return f"{_place(rows)}, {who} {count}"
+
+
+def _twins(contrasts: Sequence[Contrast], *, of_all: bool) -> str:
+    controls = [c.row.twin for c in contrasts if c.row.twin is not None]
+    values = known_values(control.per_dim for control in controls)
+    who = "their untrained twins pack" if of_all else "the untrained twins at "
+    if not of_all:
+        who += f"{at_widths([c.row for c in contrasts])} pack"
+    if len(contrasts) == 1:
+        who = "its untrained twin packs" if of_all else who.replace("twins", "twin") + "s"
+    text = f"{who} {span(values)}"
+    if not all(control.converged for control in controls):
+        every = not any(control.converged for control in controls)
+        text += " (not converged)" if every else " (not all converged)"
+    return text
+
+
+def _place(rows: Sequence[PackingRow]) -> str:
+    fractions = {row.layer_fraction for row in rows}
+    if len(fractions) == 1 and (fraction := fractions.pop()) is not None:
+        return "at half depth" if fraction == 0.5 else f"at {fraction:.0%} of the depth"
+    layers = {row.layer for row in rows}
+    if len(layers) == 1 and (layer := layers.pop()) is not None:
+        return f"after layer {layer} (the first is 0)"
+    return "at the primary layer"
+
+
+def _bound(rows: Sequence[PackingRow]) -> list[str]:
+    ratios = sorted(
+        {round(r.d_sae / r.model.d_model, 1) for r in rows if r.d_sae and r.model.d_model}
+    )
+    if not rows or not ratios or not all(row.lower_bound for row in rows):
+        return []
+    each = f"{ratios[0]:g} latents per dimension" if len(ratios) == 1 else "limited size"
+    return [f"These are lower bounds: a dictionary of {each} cannot show more features than that."]
+
+
+def _width(summary: Summary, rows: Sequence[PackingRow]) -> str:
+    exponent = summary.exponent
+    if exponent.beta.value is None:
+        why = f": {exponent.reason}" if exponent.reason else ""
+        return f"How the count grows with width is not identified{why}." if rows else ""
+    text = (
+        f"Across {plural(exponent.n_models, 'model') if exponent.n_models else 'the models'} the "
+        f"count grows as width to the power {in_prose(exponent.beta)}, {reading_of(exponent)}."
+    )
+    if exponent.twin.value is not None:
+        text += f" In the untrained twins the power is {in_prose(exponent.twin)}."
+    return text
+
+
+def reading_of(exponent: Exponent) -> str:
+    """What the interval of beta says about its two reference values, 0 and 1."""
+    low, high = exponent.beta.low, exponent.beta.high
+    if low is None or high is None:
+        return "with no interval that would test it"
+    stock, same = low <= 0 <= high, low <= 1 <= high
+    if stock and same:
+        return (
+            "too uncertain to tell a fixed stock of features (0) from the same packing at every "
+            "width (1)"
+        )
+    if same:
+        return (
+            "compatible with the same packing at every width (1), not with a fixed stock of "
+            "features (0)"
+        )
+    if stock:
+        return (
+            "compatible with a fixed stock of features (0), not with the same packing at every "
+            "width (1)"
+        )
+    if low > 1:
+        return "so packing per dimension rises with width"
+    if high < 0:
+        return "so the count itself falls with width"
+    return "so wider models hold more features, but fewer per dimension"
+
+
+def _loss(summary: Summary) -> str:
+    known = [m for m in summary.models if m.loss.value is not None and m.d_model is not None]
+    if len(known) < 2:
+        return "With one model nothing can be said about packing and loss." if known else ""
+    first, last = known[0], known[-1]
+    text = (
+        f"The loss goes from {significant(first.loss.value)} nats per token at width "
+        f"{first.d_model} to {significant(last.loss.value)} at width {last.d_model}"
+    )
+    within = [
+        c for c in summary.correlation if c.arm == "constant_width" and c.spearman.value is not None
+    ]
+    if within:
+        one = within[0]
+        p = f", exact p {significant(one.p_exact, 2)}" if one.p_exact is not None else ""
+        return (
+            f"{text}. At constant width, packing and loss have Spearman correlation "
+            f"{in_prose(one.spearman)}{p} over {plural(one.n_models or 0, 'model')}."
+        )
+    return f"{text}; whether packing explains any of it cannot be told here: width drives both."

@@ -1,0 +1,65 @@
+"""What the number means and does not mean, in sentences fixed before any run."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from interp.report.records import Summary
+
+ESTIMATORS: Mapping[str, str] = MappingProxyType(
+    {
+        "reproducible": "latents that at least two dictionaries, trained from different seeds, "
+        "find again: matched one to one by direction and by when they fire",
+        "saturation": "the level at which the latents found again by several dictionaries stop "
+        "growing as the dictionary gets larger",
+        "live_latents": "latents of one dictionary that fire often enough, but not all the time",
+        "hill_1": "the effective number of latents, exp of the entropy of their share of the "
+        "activity, which follows how unequal they are as much as how many",
+    }
+)
+
+
+def meaning(summary: Summary) -> tuple[tuple[str, str], ...]:
+    """(catchword, sentences) in the order a reader needs them."""
+    rows = summary.primary_rows
+    estimator = rows[0].estimator if rows else "reproducible"
+    counted = ESTIMATORS.get(estimator, f"what the estimator {estimator} gives")
+    contextual = summary.about == "contextual"
+    stream = (
+        "Contextual means: what the current token and its position predict on average is taken out "
+        "of the activations first. On the raw stream those two alone make an untrained network "
+        "look as rich as a trained one, or richer."
+        if contextual
+        else "The count is taken on the raw stream, so it includes what the current token and its "
+        "position alone bring, and an untrained network can score as high or higher."
+    )
+    return (
+        (
+            "Latents, not features.",
+            "A feature is a direction that a model is thought to use; nobody can list them. A "
+            f"latent is a unit of a sparse autoencoder. The number counts {counted}. It is "
+            "evidence about features, not a list of them.",
+        ),
+        ("Contextual, not all." if contextual else "All, not contextual.", stream),
+        (
+            "Against an untrained twin.",
+            "The twin has the same architecture with fresh random weights and goes through the "
+            "same steps. Only what stands above the twin can be credited to training.",
+        ),
+        (
+            "Converged, or not counted.",
+            "A count stands only if doubling the tokens its dictionaries were trained on changes "
+            "it by less than 5% and their FVU (the share of variance they leave unexplained) by "
+            "less than 0.01. Otherwise it is drawn hollow and enters no fit.",
+        ),
+        (
+            "Bounded by the dictionary.",
+            "A dictionary of D latents cannot show more than D features. Where the count still "
+            "grows with D it is called censored at D, and is a lower bound.",
+        ),
+        (
+            "Described, not explained.",
+            "Across widths everything moves together: packing, loss, tokens per parameter. A rank "
+            "correlation over them says that two lists have the same order, and nothing about what "
+            "causes what.",
+        ),
+    )

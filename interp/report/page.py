@@ -1,0 +1,175 @@
+"""`report.html`: one file that opens offline, from a template, with nothing fetched.
+
+Every string that comes from data is escaped: by Jinja in the text, and as JSON whose `<`, `>` and
+`&` are written as code points inside scripts. A content policy stands behind that: it lets exactly
+two scripts run, by their hashes, and no request leave the page.
+"""
+
+import base64
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+
+import vl_convert
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from interp.report import static
+from interp.report.caveats import caveats
+from interp.report.figures import all_figures
+from interp.report.headline import QUESTION, answer
+from interp.report.marks import Figure
+from interp.report.meaning import meaning
+from interp.report.reading import RunRecords, read_run
+from interp.report.records import Summary
+from interp.report.tables import (
+    correlation_table,
+    dictionary_table,
+    packing_table,
+    record_table,
+)
+from interp.report.theme import dark, light
+from interp.report.wording import duration, in_prose, listed, plural, size, span
+
+
+def write_report(run_dir: Path) -> Path:
+    """Draw `figures/*.png|svg` and `report.html` in `run_dir`; returns the page's path.
+
+    Files are replaced whole, never left half-written. The same run gives the same bytes.
+    Raises `UserError` if the folder holds no readable `summary.json`.
+    """
+    run_dir = Path(run_dir)
+    run = read_run(run_dir)
+    drawn = all_figures(run.summary)
+    vectors = {name: static.svg(figure) for name, figure in drawn.items()}
+    folder = run_dir / "figures"
+    folder.mkdir(exist_ok=True)
+    for name, vector in vectors.items():
+        _replace(folder / f"{name}.svg", vector.encode())
+        _replace(folder / f"{name}.png", static.png(vector))
+    page = run_dir / "report.html"
+    _replace(page, render(run, drawn, vectors).encode())
+    return page
+
+
+def render(run: RunRecords, drawn: Mapping[str, Figure], vectors: Mapping[str, str]) -> str:
+    """The page as text; `vectors` holds each figure as SVG."""
+    folder = files("interp.report")
+    source = folder.joinpath("page.html").read_text("utf-8")
+    bundle = _vega()
+    summary = run.summary
+    primary = summary.primary_rows
+    rest = [row for row in summary.packing if row not in primary]
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(source).render(
+        policy=_policy(bundle, _own_script(source)),
+        style=Markup(folder.joinpath("style.css").read_text("utf-8")),
+        bundle=Markup(bundle),
+        specs={name: {**figure.spec, "description": figure.alt} for name, figure in drawn.items()},
+        themes={"light": light(), "dark": dark()},
+        figures=drawn,
+        images={name: _data_uri(vector) for name, vector in vectors.items()},
+        question=QUESTION,
+        answer=answer(summary),
+        caveats=caveats(summary),
+        glance=_glance(run),
+        meaning=meaning(summary),
+        summary=summary,
+        scaling=_scaling_lines(summary),
+        primary_table=packing_table(primary) if primary else None,
+        rest_table=packing_table(rest) if rest else None,
+        dictionary_table=dictionary_table(run.results),
+        ablation=_ablation(run.config_text),
+        correlation_table=correlation_table(summary),
+        manifest=record_table(run.manifest),
+        config_text=run.config_text,
+    )
+
+
+def _glance(run: RunRecords) -> list[tuple[str, str]]:
+    """The run in a handful of (name, value) lines."""
+    summary = run.summary
+    primary = summary.primary_rows
+    lines = [("preset", summary.preset)] if summary.preset else []
+    widths = sorted({model.d_model for model in summary.models if model.d_model})
+    if widths:
+        lines.append(("models", f"{len(summary.models)}, of width {span(widths, 6)}"))
+    hooks = sorted({row.hook_point for row in primary if row.hook_point})
+    if hooks:
+        lines.append(("counted at", listed(hooks)))
+    if primary and primary[0].n_seeds:
+        seeds = span([row.n_seeds for row in primary if row.n_seeds])
+        lines.append(("dictionaries", f"{seeds} seeds per count"))
+    if primary and primary[0].n_tokens:
+        tokens = span([row.n_tokens for row in primary if row.n_tokens], 6)
+        lines.append(("counted on", f"{tokens} held-out tokens"))
+    if summary.wall_time_seconds is not None:
+        lines.append(("took", duration(summary.wall_time_seconds)))
+    memory = run.manifest.get("peak_memory_bytes")
+    if isinstance(memory, int | float):
+        lines.append(("memory", f"{size(memory)} at peak"))
+    return lines
+
+
+def _scaling_lines(summary: Summary) -> list[str]:
+    """The loss fit in sentences."""
+    scaling = summary.scaling
+    if not scaling.drawn:
+        why = f": {scaling.reason}" if scaling.reason else ""
+        return [f"No curve was fitted to the loss{why}."]
+    lines = [
+        f"L = A / m^alpha + B over {plural(len(summary.models), 'model')}: "
+        f"alpha = {in_prose(scaling.alpha)}, A = {in_prose(scaling.A)}, B = {in_prose(scaling.B)}."
+    ]
+    if scaling.identified is False:
+        why = f" ({scaling.reason})" if scaling.reason else ""
+        lines.append(f"The fit is not identified{why}: other curves fit as well.")
+    return [*lines, *([scaling.caption] if scaling.caption else [])]
+
+
+def _vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script that defines `vegaEmbed`."""
+    bundle = vl_convert.javascript_bundle()
+    # It stands between script tags, and its hash is taken before a parser normalises line ends.
+    if "</script" in bundle or "<!--" in bundle or "\r" in bundle:
+        raise RuntimeError("the Vega bundle cannot be inlined as it is: it would close its script")
+    return bundle
+
+
+def _own_script(source: str) -> str:
+    found = re.search(r'<script id="charts">(.*?)</script>', source, re.DOTALL)
+    if found is None:
+        raise RuntimeError("page.html has no script with the id charts")
+    return found.group(1)
+
+
+def _policy(*scripts: str) -> str:
+    digests = [
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts
+    ]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
+        f"base-uri 'none'; form-action 'none'"
+    )
+
+
+def _data_uri(vector: str) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(vector.encode()).decode()}"
+
+
+def _ablation(config_text: str) -> str | None:
+    """The ablation named in the config, wherever it stands."""
+    found = re.search(r"^\s*ablation:\s*(\w+)\s*$", config_text, re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

@@ -1,0 +1,105 @@
+"""Two profiles of the count, one line per model: along the depth, and along the dictionary size."""
+
+from collections.abc import Callable, Sequence
+
+import altair as alt
+
+from interp.report import marks
+from interp.report.marks import Figure, Row
+from interp.report.records import PackingRow
+from interp.report.theme import KINDS
+from interp.report.wording import significant, with_interval
+
+HEIGHT = 340
+
+
+def by_depth(rows: Sequence[PackingRow]) -> Figure | None:
+    """Features per dimension along the depth. None with fewer than two depths."""
+    depths = sorted({r.layer_fraction for r in rows if r.layer_fraction is not None})
+    if len(depths) < 2:
+        return None
+    axis = alt.X(
+        "x:Q",
+        title="depth (share of the layers passed)",
+        scale=alt.Scale(nice=False, zero=False, padding=30),
+        axis=alt.Axis(format=".0%", values=depths, labelOverlap=True),
+    )
+    return _profile(rows, lambda row: row.layer_fraction, axis, "packing_by_depth", "by depth")
+
+
+def by_dictionary_size(rows: Sequence[PackingRow]) -> Figure | None:
+    """Has the count stopped growing with D? None with fewer than two sizes."""
+    ratios = sorted({ratio for row in rows if (ratio := _ratio(row)) is not None})
+    if len(ratios) < 2:
+        return None
+    axis = alt.X(
+        "x:Q",
+        title="dictionary size D / d_model (log scale)",
+        scale=alt.Scale(type="log", base=2, nice=False, padding=30),
+        axis=alt.Axis(values=ratios, format="~g", labelOverlap=True),
+    )
+    return _profile(rows, _ratio, axis, "packing_by_dictionary_size", "by dictionary size")
+
+
+def _profile(
+    rows: Sequence[PackingRow],
+    place: Callable[[PackingRow], float | None],
+    axis: alt.X,
+    name: str,
+    of_what: str,
+) -> Figure:
+    noun = "contextual features" if rows[0].about == "contextual" else "features"
+    placed = [
+        (x, row) for row in rows if (x := place(row)) is not None and row.per_dim.value is not None
+    ]
+    points: list[Row] = [
+        {
+            "kind": KINDS[0] if row.counts else KINDS[1],
+            "model": row.model.name,
+            "d_model": row.model.d_model or 1,
+            "label": str(row.model.d_model or "?"),
+            "x": x,
+            "y": row.per_dim.value,
+            "reading": with_interval(row.per_dim),
+        }
+        for x, row in sorted(placed, key=lambda pair: (pair[1].model.d_model or 0, pair[0]))
+    ]
+    last = list({point["model"]: point for point in points}.values())
+    y = marks.per_dimension_axis(points)
+    # Labels of 12 px in a plot of HEIGHT px, apart by 14.
+    gap = marks.headroom(points) * 14 / HEIGHT
+    ends = [
+        {**point, "y": moved}
+        for point, moved in zip(last, marks.spread([p["y"] for p in last], gap), strict=True)
+    ]
+    # Width as a shade of one colour; each line also ends in its width, so the shade is a help only.
+    shade = alt.Stroke("d_model:Q", scale=alt.Scale(type="log", range="ramp"), legend=None)
+    return Figure(
+        name=name,
+        title=f"{noun.capitalize()} per dimension {of_what}",
+        subtitle="one line per model, ending in its width; hollow: not converged",
+        alt=f"{noun.capitalize()} per dimension {of_what}, one line per model. "
+        + "; ".join(
+            f"width {point['label']}: {point['reading']} at {significant(point['x'])}"
+            for point in points
+        )
+        + ".",
+        spec=marks.specification(
+            [
+                marks.layer(points)
+                .mark_line(strokeWidth=2)
+                .encode(axis, y, shade, detail="model:N"),
+                marks.symbols(points, axis, y, legend=False, size=50),
+                marks.layer(ends)
+                .mark_text(style="label", align="left", dx=9)
+                .encode(axis, y, text="label:N"),
+            ],
+            height=HEIGHT,
+        ),
+    )
+
+
+def _ratio(row: PackingRow) -> float | None:
+    if not row.d_sae or not row.model.d_model:
+        return None
+    return round(row.d_sae / row.model.d_model, 2)

@@ -1,0 +1,222 @@
+"""The files of a run folder -> records: the only place that spells a key of `summary.json`."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from interp.errors import UserError
+from interp.report.records import (
+    Control,
+    Correlation,
+    Exponent,
+    Interval,
+    ModelRecord,
+    PackingRow,
+    Scaling,
+    Summary,
+)
+
+TWIN = "random_init"
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """A run folder, read: `results` is None and `config`/`manifest` are empty where missing."""
+
+    summary: Summary
+    results: pd.DataFrame | None
+    manifest: Mapping[str, Any]
+    config_text: str
+
+
+def read_run(run_dir: Path) -> RunRecords:
+    """Read a run folder; only `summary.json` is indispensable.
+
+    Raises `UserError` if the summary is missing, and if any of the files is damaged.
+    """
+    run_dir = Path(run_dir)
+    summary_path = run_dir / "summary.json"
+    if not summary_path.is_file():
+        raise UserError(
+            f"no summary.json in {run_dir}; finish the run with "
+            f"`interp study --out {run_dir}`, then report again"
+        )
+    manifest_path = run_dir / "manifest.json"
+    config_path = run_dir / "config.resolved.yaml"
+    return RunRecords(
+        summary=read_summary(_read_json(summary_path)),
+        results=_read_results(run_dir / "results.parquet"),
+        manifest=_read_json(manifest_path) if manifest_path.is_file() else {},
+        config_text=config_path.read_text("utf-8") if config_path.is_file() else "",
+    )
+
+
+def read_summary(data: Mapping[str, Any]) -> Summary:
+    """`summary.json` as a dict -> `Summary`."""
+    models = tuple(_model(record) for record in data.get("models") or ())
+    by_name = {model.name: model for model in models}
+    return Summary(
+        preset=str(data.get("preset") or ""),
+        preview=bool(data.get("preview")),
+        models=tuple(sorted(models, key=lambda model: model.d_model or 0)),
+        packing=tuple(_packing(record, by_name) for record in data.get("packing") or ()),
+        primary=data.get("primary") or {},
+        exponent=_exponent(data.get("exponent") or {}),
+        correlation=tuple(_correlation(record) for record in data.get("correlation") or ()),
+        scaling=_scaling(data.get("scaling") or {}),
+        warnings=tuple(str(text) for text in data.get("warnings") or ()),
+        command=data.get("command"),
+        wall_time_seconds=number(data.get("wall_time_seconds")),
+    )
+
+
+def interval(record: Mapping[str, Any], key: str | None = None) -> Interval:
+    """An interval however it was written.
+
+    `{"value": 1, "ci_low": 0, "ci_high": 2}`, the same nested under `key`, or flat as
+    `{key: 1, f"{key}_ci_low": 0, f"{key}_ci_high": 2}`.
+    """
+    if key is None:
+        return Interval(*(number(record.get(part)) for part in ("value", "ci_low", "ci_high")))
+    if isinstance(record.get(key), Mapping):
+        return interval(record[key])
+    return Interval(*(number(record.get(key + part)) for part in ("", "_ci_low", "_ci_high")))
+
+
+def number(value: Any) -> float | None:
+    """A finite float, or None for null, text, NaN and infinity."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _whole(value: Any) -> int | None:
+    exact = number(value)
+    return None if exact is None else round(exact)
+
+
+def _model(record: Mapping[str, Any]) -> ModelRecord:
+    low, high = (*(record.get("loss_ci_nats_per_token") or ()), None, None)[:2]
+    return ModelRecord(
+        name=str(record.get("name")),
+        family=str(record.get("family") or ""),
+        arm=str(record.get("arm") or ""),
+        d_model=_whole(record.get("d_model")),
+        n_layers=_whole(record.get("n_layers")),
+        n_params=_whole(record.get("n_params")),
+        train_tokens=_whole(record.get("train_tokens")),
+        loss=Interval(number(record.get("loss_nats_per_token")), number(low), number(high)),
+        loss_nats_per_byte=number(record.get("loss_nats_per_byte")),
+    )
+
+
+def _packing(record: Mapping[str, Any], models: Mapping[str, ModelRecord]) -> PackingRow:
+    name = str(record.get("model"))
+    count, per_dim = interval(record), number(record.get("per_dim"))
+    model = models.get(name)
+    if model is None:
+        # A row of a model that is not listed still shows; its width follows from its own numbers.
+        d_model = round(count.value / per_dim) if count.value and per_dim else None
+        model = _model({"name": name, "d_model": d_model})
+    scaled = count.over(model.d_model)
+    twins = [control for control in record.get("controls") or () if control.get("name") == TWIN]
+    return PackingRow(
+        model=model,
+        layer=_whole(record.get("layer")),
+        layer_fraction=number(record.get("layer_fraction")),
+        hook_point=str(record.get("hook_point") or ""),
+        estimator=str(record.get("estimator") or ""),
+        about=str(record.get("about") or ""),
+        count=count,
+        per_dim=Interval(scaled.value if per_dim is None else per_dim, scaled.low, scaled.high),
+        twin=_control(twins[0], model.d_model) if twins else None,
+        n_tokens=number(record.get("n_tokens")),
+        n_seeds=_whole(record.get("n_seeds")),
+        d_sae=number(record.get("d_sae")),
+        k=number(record.get("k")),
+        fvu=number(record.get("fvu")),
+        fvu_matched=record.get("fvu_matched"),
+        tokens_per_latent=number(record.get("tokens_per_latent")),
+        converged=record.get("converged"),
+        identified=record.get("identified"),
+        reason=record.get("reason"),
+        calibration=str(record.get("calibration") or "uncalibrated"),
+    )
+
+
+def _control(record: Mapping[str, Any], d_model: int | None) -> Control:
+    scaled, per_dim = interval(record).over(d_model), number(record.get("per_dim"))
+    return Control(
+        name=str(record.get("name")),
+        per_dim=Interval(scaled.value if per_dim is None else per_dim, scaled.low, scaled.high),
+        fvu=number(record.get("fvu")),
+        fvu_matched=record.get("fvu_matched"),
+        converged=record.get("converged"),
+        reason=record.get("reason"),
+    )
+
+
+def _exponent(record: Mapping[str, Any]) -> Exponent:
+    flat = Interval(*(number(record.get(key)) for key in ("beta", "ci_low", "ci_high")))
+    twin = Interval(
+        *(number(record.get(key)) for key in ("twin_beta", "twin_ci_low", "twin_ci_high"))
+    )
+    return Exponent(
+        beta=flat,
+        twin=twin,
+        n_models=_whole(record.get("n_models")),
+        layer_fraction=number(record.get("layer_fraction")),
+        reason=record.get("reason"),
+    )
+
+
+def _scaling(record: Mapping[str, Any]) -> Scaling:
+    return Scaling(
+        A=interval(record, "A"),
+        alpha=interval(record, "alpha"),
+        B=interval(record, "B"),
+        identified=record.get("identified"),
+        caption=str(record.get("caption") or ""),
+        reason=record.get("reason"),
+    )
+
+
+def _correlation(record: Mapping[str, Any]) -> Correlation:
+    return Correlation(
+        arm=str(record.get("arm") or ""),
+        estimator=str(record.get("estimator") or ""),
+        about=str(record.get("about") or ""),
+        layer_fraction=number(record.get("layer_fraction")),
+        n_models=_whole(record.get("n_models")),
+        spearman=Interval(*(number(record.get(key)) for key in ("spearman", "ci_low", "ci_high"))),
+        p_exact=number(record.get("p_exact")),
+        partial_spearman_given_d_model=number(record.get("partial_spearman_given_d_model")),
+        reason=record.get("reason"),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}); run the study again to rewrite it") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds no JSON object; run the study again to rewrite it")
+    return data
+
+
+def _read_results(path: Path) -> pd.DataFrame | None:
+    if not path.is_file():
+        return None
+    try:
+        return pd.read_parquet(path)
+    except Exception as error:  # pyarrow raises several unrelated classes for damaged files
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} is damaged ({reason}); run the study again to rewrite it"
+        ) from None

@@ -1,0 +1,212 @@
+"""What a run found, as frozen records: the vocabulary of the report.
+
+A missing piece is None (or empty), never a guess. `reading.py` makes them from the run's files.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its 95% interval; any of the three may be unknown."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    def over(self, d: float | None) -> "Interval":
+        """The same per dimension: every part divided by `d`."""
+        if not d:
+            return Interval()
+        parts = (self.value, self.low, self.high)
+        return Interval(*(None if part is None else part / d for part in parts))
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """One model of the run; losses in nats, their intervals over documents."""
+
+    name: str
+    family: str
+    arm: str
+    d_model: int | None
+    n_layers: int | None
+    n_params: int | None
+    train_tokens: int | None
+    loss: Interval
+    loss_nats_per_byte: float | None
+
+
+@dataclass(frozen=True)
+class Control:
+    """The same measurement on a control; `per_dim` counts per dimension of the model."""
+
+    name: str
+    per_dim: Interval
+    fvu: float | None
+    fvu_matched: Any
+    converged: bool | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class PackingRow:
+    """One packing row of `summary.json`, joined to its model."""
+
+    model: ModelRecord
+    layer: int | None
+    layer_fraction: float | None
+    hook_point: str
+    estimator: str
+    about: str
+    count: Interval
+    per_dim: Interval
+    twin: Control | None
+    n_tokens: float | None
+    n_seeds: int | None
+    d_sae: float | None
+    k: float | None
+    fvu: float | None
+    fvu_matched: Any
+    tokens_per_latent: float | None
+    converged: bool | None
+    identified: bool | None
+    reason: str | None
+    calibration: str
+
+    @property
+    def censored(self) -> bool:
+        """The value is the largest count seen, and nothing bounds it from above."""
+        return "censored" in (self.reason or "").lower()
+
+    @property
+    def counts(self) -> bool:
+        """Converged, and identified or an honest bound: it may enter statements and fits."""
+        return (
+            self.per_dim.value is not None
+            and self.converged is True
+            and (self.identified is not False or self.censored)
+        )
+
+    @property
+    def lower_bound(self) -> bool:
+        """Censored, or a count at one dictionary size: it cannot exceed that size."""
+        return self.censored or self.estimator in ("reproducible", "live_latents")
+
+    @property
+    def twin_known(self) -> bool:
+        """There is a twin and its count is a number."""
+        return self.twin is not None and self.twin.per_dim.value is not None
+
+
+@dataclass(frozen=True)
+class Exponent:
+    """N ~ d_model^beta over the models that count; `reason` says why there is none."""
+
+    beta: Interval = Interval()
+    twin: Interval = Interval()
+    n_models: int | None = None
+    layer_fraction: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """L = A / d_model^alpha + B, in nats per token."""
+
+    A: Interval = Interval()
+    alpha: Interval = Interval()
+    B: Interval = Interval()
+    identified: bool | None = None
+    caption: str = ""
+    reason: str | None = None
+
+    @property
+    def drawn(self) -> bool:
+        """All three numbers are there, so that there is a curve."""
+        return None not in (self.A.value, self.alpha.value, self.B.value)
+
+    def loss(self, d_model: float) -> float:
+        """The fitted loss at a width; raises `ValueError` where nothing was fitted."""
+        if self.A.value is None or self.alpha.value is None or self.B.value is None:
+            raise ValueError(f"no fitted loss at width {d_model}: {self.reason}")
+        return self.A.value / d_model**self.alpha.value + self.B.value
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman of packing per dimension with loss within one arm: descriptive."""
+
+    arm: str
+    estimator: str
+    about: str
+    layer_fraction: float | None
+    n_models: int | None
+    spearman: Interval
+    p_exact: float | None
+    partial_spearman_given_d_model: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """`summary.json`, read."""
+
+    preset: str
+    preview: bool
+    models: tuple[ModelRecord, ...]
+    packing: tuple[PackingRow, ...]
+    primary: Mapping[str, Any]
+    exponent: Exponent
+    correlation: tuple[Correlation, ...]
+    scaling: Scaling
+    warnings: tuple[str, ...]
+    command: str | None
+    wall_time_seconds: float | None
+
+    @property
+    def primary_rows(self) -> tuple[PackingRow, ...]:
+        """One row per model, by width: the estimator, stream, layer and D named before the run."""
+        chosen: dict[str, PackingRow] = {}
+        for row in self.packing:
+            if matches_primary(row, self.primary):
+                best = chosen.get(row.model.name)
+                if best is None or _preference(row) > _preference(best):
+                    chosen[row.model.name] = row
+        return tuple(sorted(chosen.values(), key=lambda row: row.model.d_model or 0))
+
+    @property
+    def about(self) -> str:
+        """The stream the headline counts on: "contextual" or "all"."""
+        return str(self.primary.get("about") or "contextual")
+
+
+def matches_primary(row: PackingRow, primary: Mapping[str, Any]) -> bool:
+    """Whether `row` is what the config named primary; keys that are not given match anything."""
+    fraction, ratio = primary.get("layer_fraction"), primary.get("d_sae_per_d_model")
+    d_model = row.model.d_model
+    return (
+        row.estimator == (primary.get("estimator") or row.estimator)
+        and row.about == (primary.get("about") or "contextual")
+        # Layers are whole: two depths that differ by less than this round to the same layer.
+        and (
+            fraction is None
+            or row.layer_fraction is None
+            or math.isclose(row.layer_fraction, fraction, abs_tol=1e-3)
+        )
+        and (
+            not isinstance(ratio, int | float)
+            or row.d_sae is None
+            or d_model is None
+            # Saturation draws on every size; its d_sae names the largest only.
+            or row.estimator == "saturation"
+            or math.isclose(row.d_sae, ratio * d_model, rel_tol=0.01)
+        )
+    )
+
+
+def _preference(row: PackingRow) -> tuple[bool, bool, float]:
+    return row.per_dim.value is not None, row.converged is True, row.d_sae or 0

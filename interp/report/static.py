@@ -1,0 +1,36 @@
+"""Specification -> SVG and PNG, on white, from the same text the page draws."""
+
+import re
+from typing import Any
+
+import vl_convert
+
+from interp.report.marks import Figure
+from interp.report.theme import light
+
+WIDTH = 800
+PNG_WIDTH = 1600
+
+
+def svg(figure: Figure) -> str:
+    """The figure as SVG, `WIDTH` units wide, title and subtitle included."""
+    return vl_convert.vegalite_to_svg(standalone(figure))
+
+
+def png(svg_text: str) -> bytes:
+    """An SVG made by `svg` as PNG, `PNG_WIDTH` pixels wide."""
+    found = re.search(r'\bwidth="([\d.]+)"', svg_text)
+    width = float(found.group(1)) if found else WIDTH
+    return vl_convert.svg_to_png(svg_text, scale=PNG_WIDTH / width)
+
+
+def standalone(figure: Figure) -> dict[str, Any]:
+    """The specification as a file of its own: sized, titled, light."""
+    return {
+        **figure.spec,
+        "width": WIDTH,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "title": {"text": figure.title, "subtitle": figure.subtitle},
+        "description": figure.alt,
+        "config": light(),
+    }

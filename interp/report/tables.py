@@ -1,0 +1,225 @@
+"""The tables of the page: packing, dictionaries, correlation, and what was run."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from interp.report.contrast import contrast
+from interp.report.records import PackingRow, Summary
+from interp.report.wording import (
+    duration,
+    percent,
+    significant,
+    size,
+    verdict,
+    with_interval,
+)
+
+QUANTITIES = {
+    "fvu": "FVU",
+    "l0": "L0",
+    "dead_fraction": "Dead latents",
+    "ce_loss_clean": "CE loss, clean",
+    "ce_loss_sae": "CE loss, SAE",
+    "ce_loss_ablated": "CE loss, ablated",
+    "ce_loss_recovered": "CE loss recovered",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells under column names; the first column names the row.
+
+    `shared` holds the columns whose value is the same in every row, as (name, value): said once
+    above the table in place of a column. `hollow` marks, per row, those that enter no fit.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    shared: tuple[tuple[str, str], ...] = ()
+    hollow: tuple[bool, ...] = ()
+
+
+def packing_table(rows: Sequence[PackingRow]) -> Table:
+    """One line per packing row: the count, its twin, and what decides whether to believe it."""
+    columns = {
+        "Model": lambda r: r.model.name,
+        "Hook point": lambda r: r.hook_point,
+        "Stream": lambda r: r.about,
+        "Estimator": lambda r: r.estimator,
+        "Per dimension [95%]": lambda r: with_interval(r.per_dim),
+        "Count [95%]": lambda r: with_interval(r.count),
+        "Untrained twin, per dimension": _twin,
+        "Minus twin": _minus_twin,
+        "D": lambda r: significant(r.d_sae),
+        "k": lambda r: significant(r.k),
+        "FVU": lambda r: significant(r.fvu),
+        "FVU matched": lambda r: _flag_or_number(r.fvu_matched),
+        "Tokens per latent": lambda r: significant(r.tokens_per_latent),
+        "Held-out tokens": lambda r: significant(r.n_tokens),
+        "Seeds": lambda r: significant(r.n_seeds),
+        "Converged": lambda r: verdict(r.converged),
+        "Identified": lambda r: verdict(r.identified) + (f": {r.reason}" if r.reason else ""),
+        "Calibration": lambda r: r.calibration,
+    }
+    body = [tuple(cell(row) for cell in columns.values()) for row in rows]
+    # What a reader scans for stays in the table even where it never changes.
+    foldable = set(columns) - {"Model", "Per dimension [95%]", "Count [95%]", "Converged"}
+    return _folded(tuple(columns), body, foldable, tuple(not row.counts for row in rows))
+
+
+def dictionary_table(results: pd.DataFrame | None) -> Table | None:
+    """FVU, L0, dead latents and CE losses, averaged over seeds; None if nothing was measured.
+
+    One line per model, control, place and dictionary. Losses measured once per model stand in
+    every line of that model. A mean over seeds leaves out those that have no number.
+    """
+    if results is None or not {"quantity", "value", "model"} <= set(results.columns):
+        return None
+    keys = [k for k in ("model", "control", "hook_point", "about", "d_sae", "k") if k in results]
+    roles = results["role"] if "role" in results else pd.Series("main", index=results.index)
+    kept = results[results["quantity"].isin(list(QUANTITIES)) & (roles.isna() | (roles == "main"))]
+    if kept.empty:
+        return None
+    # No dictionary in the row: a quantity of the model, such as the clean loss on some runs.
+    of_model = kept["d_sae"].isna() if "d_sae" in kept else pd.Series(False, index=kept.index)
+    model_keys = [key for key in ("model", "control") if key in keys]
+    per_model = kept[of_model].groupby([*model_keys, "quantity"], dropna=False)["value"].mean()
+    wide = (
+        kept[~of_model]
+        .groupby([*keys, "quantity"], dropna=False, sort=False)["value"]
+        .mean()
+        .unstack("quantity")
+    )
+    lines = []
+    for index, values in wide.iterrows():
+        place = dict(zip(keys, index if isinstance(index, tuple) else (index,), strict=True))
+        line = [_cell(place[key]) for key in keys]
+        for quantity in QUANTITIES:
+            value = values.get(quantity)
+            if value is None or pd.isna(value):
+                value = per_model.get((*(place[key] for key in model_keys), quantity))
+            line.append(_quantity(quantity, None if value is None else float(value)))
+        lines.append(tuple(line))
+    if not lines:
+        return None
+    names = {"model": "Model", "control": "Weights", "hook_point": "Hook point", "about": "Stream"}
+    columns = (
+        *(names.get(key, {"d_sae": "D"}.get(key, key)) for key in keys),
+        *QUANTITIES.values(),
+    )
+    return _folded(columns, lines, {"Hook point", "Stream", "k"})
+
+
+def correlation_table(summary: Summary) -> Table | None:
+    """Spearman of packing per dimension with loss, by arm; None if none was computed."""
+    if not summary.correlation:
+        return None
+    columns = (
+        "Arm",
+        "Estimator",
+        "Depth",
+        "Models",
+        "Spearman [95%]",
+        "Exact p",
+        "Partial, given width",
+        "Note",
+    )
+    rows = tuple(
+        (
+            c.arm,
+            c.estimator,
+            percent(c.layer_fraction),
+            significant(c.n_models),
+            with_interval(c.spearman),
+            significant(c.p_exact, 2),
+            significant(c.partial_spearman_given_d_model),
+            c.reason or "",
+        )
+        for c in summary.correlation
+    )
+    return Table(columns, rows)
+
+
+def record_table(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """A nested record as (path, text) lines, with units read off the key's ending."""
+    return tuple((name, _readable(name, value)) for name, value in _leaves(record, ""))
+
+
+def _leaves(value: Any, name: str) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{name} / {key}" if name else str(key))
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for position, inner in enumerate(value, start=1):
+            yield from _leaves(inner, f"{name} / {position}")
+    else:
+        yield name, value
+
+
+def _readable(name: str, value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if name.endswith("_seconds"):
+            return duration(value)
+        if name.endswith("_bytes"):
+            return size(value)
+    return "–" if value is None else str(value)
+
+
+def _twin(row: PackingRow) -> str:
+    if row.twin is None:
+        return "not measured"
+    text = with_interval(row.twin.per_dim)
+    if row.twin.converged is False:
+        text += ", not converged"
+    if row.twin.fvu_matched is False:
+        text += f", FVU {significant(row.twin.fvu)} not matched"
+    return text + (f" ({row.twin.reason})" if row.twin.reason else "")
+
+
+def _minus_twin(row: PackingRow) -> str:
+    difference = contrast(row)
+    return "–" if difference is None else with_interval(difference.difference)
+
+
+def _flag_or_number(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return verdict(value)
+    return significant(float(value)) if isinstance(value, int | float) else str(value)
+
+
+def _quantity(quantity: str, value: float | None) -> str:
+    return percent(value) if quantity == "dead_fraction" else significant(value)
+
+
+def _cell(value: Any) -> str:
+    if value is None or pd.isna(value):
+        return "–"
+    if isinstance(value, str):
+        return value.replace("random_init", "untrained twin")
+    return f"{value:,.0f}"
+
+
+def _folded(
+    columns: Sequence[str],
+    rows: Sequence[tuple[str, ...]],
+    foldable: set[str],
+    hollow: tuple[bool, ...] = (),
+) -> Table:
+    """Lift the foldable columns that never change out of a table of several rows."""
+    constant = {
+        position
+        for position, name in enumerate(columns)
+        if len(rows) > 1 and name in foldable and len({row[position] for row in rows}) == 1
+    }
+    keep = [position for position in range(len(columns)) if position not in constant]
+    return Table(
+        columns=tuple(columns[position] for position in keep),
+        rows=tuple(tuple(row[position] for position in keep) for row in rows),
+        shared=tuple((columns[p], rows[0][p]) for p in sorted(constant) if rows[0][p] != "–"),
+        hollow=hollow,
+    )

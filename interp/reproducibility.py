@@ -1,0 +1,239 @@
+"""S_>=2, the latents that at least two seeds find, with an interval over seeds and documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from jaxtyping import Float, Int
+from scipy import stats
+from torch import Tensor
+
+from interp.documents import DocumentTotals, document_indicator, document_weights
+from interp.estimate import Estimate, InsufficientData
+from saes.assignment import max_weight_matching
+from saes.edges import Edges, activation_matrix, correlation, cosine_edges, edge_products
+from saes.latent_set import MIN_FIRES, LatentSet, merge_duplicates
+from saes.matching import (
+    MIN_CORRELATION,
+    ReproducibleCount,
+    classes_of,
+    null_reproducible,
+    null_threshold,
+    reproducible,
+)
+
+CEILING_FRACTION = 0.9
+MIN_DOCUMENTS = 10
+
+
+@dataclass(frozen=True)
+class Reproducibility:
+    """The estimate and what it is made of."""
+
+    estimate: Estimate
+    """S_>=2 minus the null's S_>=2, with its 95% interval."""
+    count: ReproducibleCount
+    """Before subtraction."""
+    null: ReproducibleCount
+    """The same matching of random dictionaries."""
+    leave_one_out: tuple[int, ...]
+    """S_>=2 without each seed."""
+    se_seeds: float
+    se_documents: float
+
+    @property
+    def se(self) -> float:
+        """Standard error of the estimate: seeds, documents and the null's draw together."""
+        return float(np.sqrt(self.se_seeds**2 + self.se_documents**2 + self.null.s_ge[2]))
+
+
+class _Resampler:
+    """S_>=2 under any weighting of documents, without touching tokens again.
+
+    Cosines do not depend on documents; liveness and agreement do, through sums by document.
+    """
+
+    def __init__(
+        self,
+        dicts: Sequence[LatentSet],
+        doc_ids: Int[Tensor, " token"],
+        threshold: float,
+        min_correlation: float,
+        min_fires: int,
+    ) -> None:
+        merged = [merge_duplicates(d) for d in dicts]
+        z = [activation_matrix(d.acts, d.d_sae) for d in merged]
+        by_document = document_indicator(doc_ids)
+        self.min_fires, self.min_correlation = min_fires, min_correlation
+        self.totals = [DocumentTotals.of(d.acts, doc_ids, d.d_sae) for d in merged]
+        self.seed_pairs = list(combinations(range(len(dicts)), 2))
+        # A latent just short of min_fires may be live in a resample. Density is not retested: at
+        # a fifth of all tokens its sampling error is nothing.
+        self.eligible = []
+        for d, t in zip(merged, self.totals, strict=True):
+            fires = t.fires.sum(axis=0)
+            self.eligible.append(d.live | ((fires > 0) & (fires < min_fires)))
+        self.edges: list[Edges] = []
+        self.cross: list[sp.csr_array] = []
+        for a, b in self.seed_pairs:
+            edges = cosine_edges(
+                merged[a].W_dec, merged[b].W_dec, self.eligible[a], self.eligible[b], threshold
+            )
+            blocks = [by_document @ block for block in edge_products(z[a], z[b], edges)]
+            self.edges.append(edges)
+            self.cross.append(sp.csr_array(sp.hstack(blocks)))
+
+    def matched(self, weights: Float[np.ndarray, " doc"]) -> list[Edges]:
+        """The matching of every seed pair when document i is there weights[i] times."""
+        n_tokens = float(weights @ self.totals[0].n_tokens)
+        fires = [weights @ t.fires for t in self.totals]
+        sums = [weights @ t.sums for t in self.totals]
+        squares = [weights @ t.squares for t in self.totals]
+        live = [e & (f >= self.min_fires) for e, f in zip(self.eligible, fires, strict=True)]
+        found = []
+        for (a, b), edges, cross in zip(self.seed_pairs, self.edges, self.cross, strict=True):
+            i, j = edges.left, edges.right
+            agreement = correlation(
+                n_tokens,
+                weights @ cross,
+                (sums[a][i], sums[b][j]),
+                (squares[a][i], squares[b][j]),
+            )
+            passed = edges.where(live[a][i] & live[b][j] & (agreement >= self.min_correlation))
+            found.append(passed.where(max_weight_matching(*passed)))
+        return found
+
+    def count(self, matched: Sequence[Edges], without_seed: int | None = None) -> int:
+        """S_>=2, of all seeds or of all but one."""
+        kept = [
+            (pair, edges)
+            for pair, edges in zip(self.seed_pairs, matched, strict=True)
+            if without_seed not in pair
+        ]
+        return len(
+            classes_of(len(self.totals), [pair for pair, _ in kept], [edges for _, edges in kept])
+        )
+
+
+def reproducible_estimate(
+    dicts: Sequence[LatentSet],
+    doc_ids: Int[Tensor, " token"],
+    x_held: Float[Tensor, "token d_in"],
+    *,
+    generator: torch.Generator,
+    threshold: float | None = None,
+    min_correlation: float = MIN_CORRELATION,
+    min_fires: int = MIN_FIRES,
+    n_bootstrap: int = 100,
+) -> Reproducibility:
+    """S_>=2 of K seeds less what matching finds between random dictionaries, with its interval.
+
+    dicts: one per seed, all on the same held-out tokens; doc_ids: the document of each of those
+    tokens; x_held: rows of the same stream for the null, these tokens or a sample of them.
+    threshold: None takes `null_threshold` for the largest number of live latents.
+
+    Interval: value -+ t * sqrt(v_seeds + v_documents + v_null).
+    v_seeds: delete-one jackknife over seeds, (K-1)/K * sum_s (S_(-s) - mean)^2. S_(-s) counts the
+    classes of the other K-1 seeds afresh, so everything that the seeds share (documents, stream)
+    stays fixed; the level of S_(-s) is lower but only its spread enters. Conservative in
+    expectation for any symmetric statistic (Efron & Stein 1981, Ann. Statist. 9:586).
+    v_documents: bootstrap of whole held-out documents through the two tests they decide, liveness
+    and agreement of activations, cosines fixed. Its spread is used, not its quantiles: a resample
+    repeats documents and so loses rare latents, which would centre a quantile interval too low.
+    v_null: the null's count is one draw of a count, variance itself.
+    t: Student at Welch-Satterthwaite degrees of freedom, seeds giving K-1 and documents
+    n_bootstrap-1, so three seeds are wide (t up to 4.3) and say so.
+
+    What it covers: other seeds and other held-out documents of the same source, for this K, d_sae,
+    k and training set. Not covered: features that this dictionary is too small for. Above
+    CEILING_FRACTION * d_sae the value is marked censored and not identified.
+
+    Raises InsufficientData below two seeds (no value) or below three seeds or MIN_DOCUMENTS
+    documents (value without interval).
+    """
+    n_seeds, n_docs = len(dicts), len(np.unique(np.asarray(doc_ids)))
+    blank = Estimate("reproducible", value=None, n_seeds=n_seeds, identified=False)
+    if n_seeds < 2:
+        raise InsufficientData(replace(blank, reason=f"{n_seeds} seeds; at least two are needed"))
+    d_sae, d_in = dicts[0].W_dec.shape
+    most = max(d.n_live for d in dicts)
+    k = dicts[0].acts.indices.shape[1]
+    if threshold is None:
+        threshold = null_threshold(x_held, most, most, generator=generator)
+    count = reproducible(dicts, threshold, min_correlation)
+    null = null_reproducible(
+        x_held,
+        count.n_live,
+        k,
+        threshold=threshold,
+        min_correlation=min_correlation,
+        generator=generator,
+    )
+    value = float(max(count.s_ge[2] - null.s_ge[2], 0))
+    partial = replace(
+        blank,
+        value=value,
+        per_dim=value / d_in,
+        n_tokens=dicts[0].n_tokens,
+        d_sae=d_sae,
+        k=k,
+    )
+    if n_seeds < 3:
+        raise InsufficientData(replace(partial, reason="no interval from fewer than three seeds"))
+    if n_docs < MIN_DOCUMENTS:
+        reason = (
+            f"no interval from {n_docs} held-out documents; at least {MIN_DOCUMENTS} are needed"
+        )
+        raise InsufficientData(replace(partial, reason=reason))
+
+    resampler = _Resampler(dicts, doc_ids, threshold, min_correlation, min_fires)
+    matched = resampler.matched(np.ones(n_docs))
+    leave_one_out = tuple(resampler.count(matched, without_seed=s) for s in range(n_seeds))
+    replicates = [
+        resampler.count(resampler.matched(weights))
+        for weights in document_weights(n_docs, n_bootstrap, generator=generator)
+    ]
+    v_seeds = (n_seeds - 1) ** 2 / n_seeds * float(np.var(leave_one_out, ddof=1))
+    v_documents = float(np.var(replicates, ddof=1))
+    half = half_width(v_seeds, v_documents, float(null.s_ge[2]), n_seeds, n_bootstrap)
+    censored = count.s_ge[2] > CEILING_FRACTION * d_sae
+    estimate = replace(
+        partial,
+        ci_low=max(value - half, 0.0),
+        ci_high=value + half,
+        identified=not censored,
+        censored=censored,
+        reason=(
+            f"at the ceiling: {count.s_ge[2]} of {d_sae} latents reproduce (censored at D)"
+            if censored
+            else None
+        ),
+    )
+    return Reproducibility(
+        estimate=estimate,
+        count=count,
+        null=null,
+        leave_one_out=leave_one_out,
+        se_seeds=float(np.sqrt(v_seeds)),
+        se_documents=float(np.sqrt(v_documents)),
+    )
+
+
+def half_width(
+    v_seeds: float, v_documents: float, v_null: float, n_seeds: int, n_bootstrap: int
+) -> float:
+    """Half of the 95% interval: Student's t at Welch-Satterthwaite degrees of freedom.
+
+    v_null is a variance taken as known; it widens and adds no uncertainty of its own.
+    """
+    total = v_seeds + v_documents + v_null
+    if total == 0:
+        return 0.0
+    doubt = v_seeds**2 / (n_seeds - 1) + v_documents**2 / (n_bootstrap - 1)
+    quantile = stats.t.ppf(0.975, total**2 / doubt) if doubt > 0 else stats.norm.ppf(0.975)
+    return float(quantile * np.sqrt(total))

@@ -1,0 +1,156 @@
+"""A study's folder: where each artifact lies, who owns it, and reading a finished one."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+import saes
+from interp.config import StudyConfig
+from interp.errors import UserError
+
+CONFIG = "config.resolved.yaml"
+CONTEXTUAL = ".contextual"
+"""Ends the name of a stream whose token and position means were removed."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one study's folder. Everything is written beside its place, then moved there."""
+
+    root: Path
+
+    def claim(self, config: StudyConfig) -> StudyConfig:
+        """Make the folder this study's, or confirm that it is. Returns the config it runs under.
+
+        A run that is being resumed keeps the thread count it began with. Raises UserError when the
+        folder holds another study or someone else's files; nothing is written then.
+        """
+        path = self.root / CONFIG
+        if path.exists():
+            held = StudyConfig.model_validate(yaml.safe_load(path.read_text()))
+            wanted = (
+                config if config.threads else config.model_copy(update={"threads": held.threads})
+            )
+            differing = [
+                field
+                for field in StudyConfig.model_fields
+                if getattr(held, field) != getattr(wanted, field)
+            ]
+            if differing:
+                field = differing[0]
+                raise UserError(
+                    f"{self.root} holds another study ({field} is {getattr(held, field)!r} there, "
+                    f"{getattr(wanted, field)!r} here); choose another --out"
+                )
+            return held
+        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            raise UserError(
+                f"{self.root} exists and holds no study; choose another --out or empty it"
+            )
+        resolved = config.resolved()
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_text(path, resolved.to_yaml())
+        return resolved
+
+    def work(self, model: str, control: str) -> Path:
+        """Folder of what one model's measurement has finished so far."""
+        return self.root / "work" / folder_name(model, control)
+
+    def sae(self, model: str, control: str, stream: str, name: str) -> Path:
+        """Folder of one trained SAE, in sae-lens format."""
+        return self.root / "saes" / folder_name(model, control) / stream / name
+
+
+def folder_name(model: str, control: str) -> str:
+    """`ladder/d064` -> `ladder--d064`; its random twin `ladder--d064.random_init`."""
+    base = model.strip("/").replace("/", "--").replace(os.sep, "--")
+    return base if control == "trained" else f"{base}.{control}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically: the file is whole or not there."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomically, indented, without NaN (ValueError if there is one)."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Parquet, atomically."""
+    partial = path.with_name(f".{path.name}.partial")
+    table.to_parquet(partial, index=False)
+    os.replace(partial, path)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished study, read from its folder."""
+
+    path: Path
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """One row = model x layer x hook point x dictionary x seed x quantity."""
+        return pd.read_parquet(self.path / "results.parquet")
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What the report says, machine-readable."""
+        return json.loads((self.path / "summary.json").read_text())
+
+    @cached_property
+    def config(self) -> StudyConfig:
+        return StudyConfig.model_validate(yaml.safe_load((self.path / CONFIG).read_text()))
+
+    @property
+    def models(self) -> pd.DataFrame:
+        """One row per model: sizes and losses."""
+        return pd.DataFrame(self.summary["models"])
+
+    @property
+    def packing(self) -> pd.DataFrame:
+        """One row per estimate; `controls` holds the twin's."""
+        return pd.DataFrame(self.summary["packing"])
+
+    @property
+    def figures(self) -> list[Path]:
+        """The static figures (PNG)."""
+        return sorted((self.path / "figures").glob("*.png"))
+
+    def saes(self, model: str, *, control: str = "trained") -> dict[str, saes.SAE]:
+        """The kept SAEs of one model, by `hook point/name`."""
+        folder = self.path / "saes" / folder_name(model, control)
+        return {
+            str(p.parent.relative_to(folder)): saes.load(p.parent)
+            for p in sorted(folder.glob("*/*/cfg.json"))
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"Run({str(self.path)!r}: {self.summary.get('preset')}, "
+            f"{len(self.summary['models'])} models, {len(self.results):,} results)"
+        )
+
+
+def open_run(path: str | Path) -> Run:
+    """A finished study's folder. Raises UserError when there is none or it is not finished."""
+    path = Path(path)
+    for name in (CONFIG, "results.parquet", "summary.json"):
+        if not (path / name).is_file():
+            raise UserError(
+                f"{path} has no {name}, so it is no finished study; "
+                "run `interp study ... --out` with that folder to finish it"
+            )
+    return Run(path)

@@ -1,0 +1,136 @@
+"""The pipeline: models and text -> measurements -> one tidy table -> summary -> report.
+
+The only module that sees every stage. Finished parts are found and not redone, so the same line
+resumes an interrupted study.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from interp.config import StudyConfig
+from interp.corpora import load_text
+from interp.errors import UserError
+from interp.measure import Measurement, expected_work
+from interp.models import load
+from interp.progress import Progress
+from interp.report import write_report
+from interp.run import Run, RunFolder, open_run, write_json, write_table
+from interp.summary import summarise, tidy
+
+LIBRARIES = ("torch", "transformers", "datasets", "safetensors", "numpy", "scipy", "pandas")
+
+
+def run_study(
+    config: StudyConfig, out: str | Path, *, command: str | None = None, quiet: bool = False
+) -> Run:
+    """Run a study into `out`, or finish one that was interrupted there.
+
+    Raises UserError for anything wrong with the input, before any long work where that can be
+    known: every model is loaded once first. `out` may be new, empty, or hold this same study.
+    """
+    folder = RunFolder(Path(out))
+    parts = [(name, "trained", True) for name in config.models]
+    parts += [(name, "trained", False) for name in config.loss_only_models]
+    parts += [(name, "random_init", True) for name in config.twins]
+    shapes = _check_models(config)
+    corpus = load_text(config.text)
+    config = folder.claim(config)
+    torch.set_num_threads(config.threads)
+    started = time.monotonic()
+    work = {
+        part: expected_work(config, *shapes[part[0]]) if part[2] else 2e-5 * config.loss_tokens
+        for part in parts
+    }
+    progress = Progress(sum(work.values()), quiet=quiet)
+    measurements = []
+    for part in parts:
+        name, control, with_saes = part
+        measurement = Measurement(config, name, control, corpus, folder, progress)
+        measurements.append(measurement)
+        if measurement.finished:
+            progress.skip(work[part])
+            continue
+        measurement.run(with_saes=with_saes)
+    progress.at("fits and report")
+    seconds = _add_seconds(folder, time.monotonic() - started)
+    facts = [m.facts() for m in measurements if m.control == "trained"]
+    results = tidy(pd.concat([pd.read_parquet(m.rows_file) for m in measurements]), facts)
+    write_table(folder.root / "results.parquet", results)
+    command = command or f"interp study {config.preset}"
+    summary = summarise(results, facts, config, corpus.warnings)
+    summary |= {"command": command, "wall_time_seconds": round(seconds, 1)}
+    write_json(folder.root / "summary.json", summary)
+    write_json(
+        folder.root / "manifest.json", _manifest(config, corpus.sha256, measurements, seconds)
+    )
+    write_report(folder.root)
+    progress.close(f"done in {seconds / 60:.1f} minutes")
+    return open_run(folder.root)
+
+
+def _check_models(config: StudyConfig) -> dict[str, tuple[int, int]]:
+    """(d_model, n_layers) of every model; each is loaded once, so that a bad one fails early."""
+    shapes = {}
+    for name in (*config.models, *config.loss_only_models):
+        model = load(name)
+        shapes[name] = (model.d_model, model.n_layers)
+        if model.d_model < 8 and name in config.models:
+            raise UserError(
+                f"{name}: d_model {model.d_model} is too narrow for SAEs; use 8 or more"
+            )
+        del model
+    return shapes
+
+
+def _add_seconds(folder: RunFolder, seconds: float) -> float:
+    """Time of all sittings of this study together."""
+    file = folder.root / "work" / "seconds"
+    total = seconds + (float(file.read_text()) if file.exists() else 0.0)
+    file.write_text(f"{total:.1f}\n")
+    return total
+
+
+def _manifest(
+    config: StudyConfig, text_sha256: str, measurements: list[Measurement], seconds: float
+) -> dict[str, Any]:
+    """What else the result depends on, and what it cost."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "versions": {
+            "superscope": metadata.version("superscope"),
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in LIBRARIES},
+        },
+        "weights_sha256": {
+            m.label: m.facts()["weights_sha256"] for m in measurements if m.control == "trained"
+        },
+        "text_sha256": text_sha256,
+        "tokens_sha256": {m.label: m.facts()["tokens_sha256"] for m in measurements},
+        "seed": config.seed,
+        "threads": config.threads,
+        "cpu": _cpu(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "wall_time_seconds": round(seconds, 1),
+        # Linux counts in KiB, macOS in bytes.
+        "peak_memory_bytes": peak * (1 if sys.platform == "darwin" else 1024),
+    }
+
+
+def _cpu() -> str:
+    """The processor's name, as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

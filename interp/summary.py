@@ -1,0 +1,386 @@
+"""Tidy rows -> summary.json: what a study says, machine-readable. Records in, records out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from interp.config import StudyConfig
+from interp.correlate import partial_spearman, spearman_exact
+from interp.estimate import Estimate, InsufficientData
+from interp.exponent import ExponentFit, fit_exponent
+from interp.packing import saturation
+from interp.scaling import Parameter, fit_power_law
+
+COLUMNS = (
+    "model", "family", "arm", "control", "d_model", "layer", "hook_point", "about", "d_sae", "k",
+    "seed", "role", "quantity", "value", "ci_low", "ci_high", "note",
+)  # fmt: skip
+Z_95 = 1.959964
+TWIN = "random_init"
+
+
+def tidy(rows: pd.DataFrame, facts: list[dict[str, Any]]) -> pd.DataFrame:
+    """All rows with the same columns, types and order whatever order they were measured in."""
+    frame = rows.reindex(columns=list(COLUMNS))
+    by_name = {f["name"]: f for f in facts}
+    for column in ("family", "arm", "d_model"):
+        frame[column] = frame["model"].map(lambda name, c=column: by_name[name][c])
+    for column in ("d_model", "layer", "d_sae", "k", "seed"):
+        frame[column] = frame[column].astype("Int64")
+    for column in ("value", "ci_low", "ci_high"):
+        frame[column] = frame[column].astype("float64")
+    keys = ["d_model", "model", "control", "layer", "about", "d_sae", "role", "k", "seed"]
+    return frame.sort_values([*keys, "quantity"], na_position="first", kind="stable").reset_index(
+        drop=True
+    )
+
+
+def summarise(
+    results: pd.DataFrame,
+    facts: list[dict[str, Any]],
+    config: StudyConfig,
+    text_warnings: Iterable[str] = (),
+) -> dict[str, Any]:
+    """The contract's `summary.json`, less what only the run knows (command, time, headline)."""
+    facts = sorted(facts, key=lambda f: (f["d_model"], f["name"]))
+    packing = _packing(results, facts, config)
+    primary = {
+        "estimator": "saturation" if len(config.d_sae_per_d_model) >= 4 else "reproducible",
+        "about": config.primary_stream,
+        "layer_fraction": _primary_fraction(packing, config),
+        "d_sae_per_d_model": config.d_sae_per_d_model[0],
+        "k_rule": f"k <= d_model/4 at which a pilot's FVU reaches {config.target_fvu}",
+    }
+    chosen = [r for r in packing if _is_primary(r, primary, config)]
+    exponent = _exponent(chosen, facts, primary)
+    scaling = _scaling(facts)
+    return {
+        "preset": config.preset,
+        "preview": config.preview,
+        "primary": primary,
+        "models": [_model(f) for f in facts],
+        "packing": packing,
+        "exponent": exponent,
+        "correlation": [_correlation(chosen, facts, config, primary)],
+        "scaling": scaling,
+        "warnings": _warnings(packing, chosen, exponent, scaling, config, facts, text_warnings),
+    }
+
+
+def _model(fact: dict[str, Any]) -> dict[str, Any]:
+    keys = ("name", "family", "arm", "d_model", "n_layers", "n_params", "train_tokens",
+            "loss_nats_per_token", "loss_nats_per_byte", "loss_ci_nats_per_token")  # fmt: skip
+    return {key: fact[key] for key in keys}
+
+
+class _Cell:
+    """The rows of one model, control, layer, stream and dictionary size, by quantity."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        main = rows[(rows["role"] == "main") & (rows["seed"].isna() | (rows["seed"] == 0))]
+        self._rows = {r["quantity"]: r for r in main.to_dict("records")}
+
+    def get(self, quantity: str, field: str = "value") -> float | None:
+        row = self._rows.get(quantity)
+        value = None if row is None else row[field]
+        return None if value is None or not math.isfinite(value) else float(value)
+
+    def flag(self, quantity: str) -> bool | None:
+        value = self.get(quantity)
+        return None if value is None else value == 1.0
+
+    def note(self, quantity: str) -> str | None:
+        row = self._rows.get(quantity)
+        return row["note"] if row is not None and isinstance(row["note"], str) else None
+
+    def whole(self, quantity: str, field: str = "value") -> int | None:
+        value = self.get(quantity, field)
+        return None if value is None else int(value)
+
+    def estimate(self, quantity: str, d_model: int, d_sae: int, n_seeds: int) -> Estimate:
+        """One estimator's row with everything that has to stand beside it."""
+        value, note = self.get(quantity), self.note(quantity)
+        censored = quantity == "reproducible" and bool(self.flag("censored"))
+        row = self._rows.get(quantity) or {}
+        return Estimate(
+            quantity,
+            value=value,
+            ci_low=self.get(quantity, "ci_low"),
+            ci_high=self.get(quantity, "ci_high"),
+            per_dim=None if value is None else value / d_model,
+            n_tokens=self.whole("held_out_tokens"),
+            n_seeds=n_seeds if quantity == "reproducible" else 1,
+            d_sae=d_sae,
+            k=None if pd.isna(row.get("k")) else int(row["k"]),
+            identified=value is not None and not censored,
+            reason=note,
+            censored=censored,
+        ).with_training(
+            fvu=self.get("fvu_mean"),
+            fvu_matched=self.flag("fvu_matched"),
+            tokens_per_latent=self.get("tokens_per_latent"),
+            converged=self.flag("converged"),
+        )
+
+
+def _packing(
+    results: pd.DataFrame, facts: list[dict[str, Any]], config: StudyConfig
+) -> list[dict[str, Any]]:
+    """One record per model, layer, stream, size and estimator; the twin's stands inside it."""
+    n_layers = {f["name"]: f["n_layers"] for f in facts}
+    cells: dict[Any, _Cell] = {
+        key: _Cell(group)
+        for key, group in results[results["d_sae"].notna()].groupby(
+            ["d_model", "model", "layer", "about", "d_sae", "control"], sort=True
+        )
+    }
+    records = []
+    by_place: dict[tuple[Any, ...], list[tuple[int, dict[str, _Cell]]]] = {}
+    for (d_model, model, layer, about, d_sae, control), cell in cells.items():
+        place = by_place.setdefault((d_model, model, layer, about), [])
+        if not place or place[-1][0] != d_sae:
+            place.append((d_sae, {}))
+        place[-1][1][control] = cell
+    for (d_model, model, layer, about), sizes in by_place.items():
+        where = {
+            "model": model,
+            "layer": int(layer),
+            "layer_fraction": (int(layer) + 1) / n_layers[model],
+            "hook_point": f"blocks.{layer}.hook_resid_post",
+            "about": about,
+        }
+        for d_sae, by_control in sizes:
+            if "trained" not in by_control:
+                continue
+            for quantity in ("reproducible", "live_latents_10", "hill_1"):
+                own, twin = (
+                    cell.estimate(quantity, int(d_model), int(d_sae), config.n_seeds)
+                    if cell is not None
+                    else None
+                    for cell in (by_control["trained"], by_control.get(TWIN))
+                )
+                assert own is not None
+                records.append(where | _record(own, twin))
+        if len(sizes) >= 4:
+            own, twin = (
+                _saturation(sizes, control, int(d_model), config) for control in ("trained", TWIN)
+            )
+            if own is not None:
+                records.append(where | _record(own, twin))
+    return records
+
+
+def _saturation(
+    sizes: list[tuple[int, dict[str, _Cell]]], control: str, d_model: int, config: StudyConfig
+) -> Estimate | None:
+    """N over dictionary sizes, from converged counts only.
+
+    Where fewer than the estimator needs have converged: the largest converged count, as a bound.
+    """
+    cells = [(d_sae, by_control[control]) for d_sae, by_control in sizes if control in by_control]
+    if not cells:
+        return None
+    usable = [(d, c) for d, c in cells if c.flag("converged") and c.get("reproducible") is not None]
+    if not usable:
+        last = cells[-1][1].estimate("reproducible", d_model, cells[-1][0], config.n_seeds)
+        return Estimate(
+            "saturation", value=None, n_tokens=last.n_tokens, n_seeds=config.n_seeds,
+            d_sae=last.d_sae, k=last.k, fvu=last.fvu, converged=False, identified=False,
+            reason="no dictionary size converged (undertrained)",
+        )  # fmt: skip
+    columns = [
+        [d, c.get("reproducible"), c.get("reproducible_se") or 0.0, c.get("fvu_mean")]
+        for d, c in usable
+    ]
+    D, S, se, fvu = np.array(columns, dtype=float).T
+    try:
+        found = saturation(
+            D, S, se, d_in=d_model, n_tokens=usable[0][1].whole("held_out_tokens"),
+            n_seeds=config.n_seeds,
+        )  # fmt: skip
+    except InsufficientData as refusal:
+        found = refusal.partial
+    return found.with_training(
+        fvu=float(fvu.mean()),
+        fvu_matched=all(bool(c.flag("fvu_matched")) for _, c in usable),
+        tokens_per_latent=min(c.get("tokens_per_latent") or 0.0 for _, c in usable),
+        converged=True,
+    )
+
+
+def _record(own: Estimate, twin: Estimate | None) -> dict[str, Any]:
+    keep = ("value", "ci_low", "ci_high", "per_dim", "fvu", "fvu_matched", "converged", "reason")
+    record = own.to_json()
+    record["controls"] = []
+    if twin is not None:
+        full = twin.to_json()
+        record["controls"] = [{"name": TWIN, **{key: full[key] for key in keep}}]
+    return record
+
+
+def _primary_fraction(packing: list[dict[str, Any]], config: StudyConfig) -> float:
+    fractions = {r["layer_fraction"] for r in packing}
+    return min(
+        sorted(fractions),
+        key=lambda f: abs(f - config.primary_layer_fraction),
+        default=config.primary_layer_fraction,
+    )
+
+
+def _is_primary(record: dict[str, Any], primary: dict[str, Any], config: StudyConfig) -> bool:
+    return (
+        record["estimator"] == primary["estimator"]
+        and record["about"] == primary["about"]
+        and math.isclose(record["layer_fraction"], primary["layer_fraction"])
+    )
+
+
+def _usable(record: dict[str, Any]) -> bool:
+    """Converged rows alone enter fits; a censored one enters as a bound."""
+    return record["converged"] is not False and record["value"] is not None
+
+
+def _exponent(
+    chosen: list[dict[str, Any]], facts: list[dict[str, Any]], primary: dict[str, Any]
+) -> dict[str, Any]:
+    widths = {f["name"]: f["d_model"] for f in facts}
+    own = _fit_beta([(widths[r["model"]], r, r["censored"]) for r in chosen if _usable(r)])
+    twins = [
+        (widths[r["model"]], c, False)
+        for r in chosen
+        for c in r["controls"]
+        if c["name"] == TWIN and _usable(c)
+    ]
+    twin = _fit_beta(twins)
+    return {
+        "beta": own.beta,
+        "ci_low": own.ci_low,
+        "ci_high": own.ci_high,
+        "p_beta_0": own.p_against_0,
+        "p_beta_1": own.p_against_1,
+        "twin_beta": twin.beta,
+        "twin_ci_low": twin.ci_low,
+        "twin_ci_high": twin.ci_high,
+        "n_models": own.n_models,
+        "n_censored": own.n_censored,
+        "layer_fraction": primary["layer_fraction"],
+        "method": own.method,
+        "reason": own.reason,
+        "twin_reason": twin.reason,
+    }
+
+
+def _fit_beta(rows: list[tuple[int, dict[str, Any], bool]]) -> ExponentFit:
+    def column(key: str) -> np.ndarray:
+        return np.array([np.nan if r[key] is None else r[key] for _, r, _ in rows], dtype=float)
+
+    return fit_exponent(
+        np.array([d for d, _, _ in rows], dtype=float),
+        column("value"),
+        column("ci_low"),
+        column("ci_high"),
+        np.array([censored for _, _, censored in rows], dtype=bool),
+    )
+
+
+def _correlation(
+    chosen: list[dict[str, Any]],
+    facts: list[dict[str, Any]],
+    config: StudyConfig,
+    primary: dict[str, Any],
+) -> dict[str, Any]:
+    """Across widths everything moves together: descriptive, never evidence."""
+    by_name = {f["name"]: f for f in facts}
+    rows = [r for r in chosen if _usable(r) and not r["censored"]]
+    packing = np.array([r["per_dim"] for r in rows], dtype=float)
+    losses = np.array([by_name[r["model"]]["loss_nats_per_token"] for r in rows], dtype=float)
+    widths = np.array([by_name[r["model"]]["d_model"] for r in rows], dtype=float)
+    rank, partial = spearman_exact(packing, losses), partial_spearman(packing, losses, widths)
+    reasons = [f"{name}: {a.reason}" for name, a in
+               (("spearman", rank), ("partial", partial)) if a.reason]  # fmt: skip
+    return {
+        "arm": config.arm,
+        "estimator": primary["estimator"],
+        "about": primary["about"],
+        "layer_fraction": primary["layer_fraction"],
+        "n_models": len(rows),
+        "spearman": rank.value,
+        "p_exact": rank.p,
+        "ci_low": rank.ci_low,
+        "ci_high": rank.ci_high,
+        "partial_spearman_given_d_model": partial.value,
+        "caption": "descriptive: across widths packing and loss both follow width",
+        "reason": "; ".join(reasons) or None,
+    }
+
+
+def _scaling(facts: list[dict[str, Any]]) -> dict[str, Any]:
+    widths = np.array([f["d_model"] for f in facts], dtype=float)
+    losses = np.array([f["loss_nats_per_token"] for f in facts], dtype=float)
+    intervals = [f["loss_ci_nats_per_token"] for f in facts]
+    se = None
+    if all(i is not None for i in intervals):
+        se = np.array([(high - low) / (2 * Z_95) for low, high in intervals])
+    fit = fit_power_law(widths, losses, se)
+
+    def parameter(p: Parameter) -> dict[str, float | None]:
+        return {"value": p.value, "ci_low": p.ci_low, "ci_high": p.ci_high, "se": p.se}
+
+    return {
+        "A": parameter(fit.A),
+        "alpha": parameter(fit.alpha),
+        "B": parameter(fit.B),
+        "identified": fit.identified,
+        "n_models": fit.n_models,
+        "residual_sd": fit.residual_sd,
+        "caption": fit.caption,
+        "reason": fit.reason,
+    }
+
+
+def _warnings(
+    packing: list[dict[str, Any]],
+    chosen: list[dict[str, Any]],
+    exponent: dict[str, Any],
+    scaling: dict[str, Any],
+    config: StudyConfig,
+    facts: list[dict[str, Any]],
+    text_warnings: Iterable[str],
+) -> list[str]:
+    """Everything a reader must know before quoting a number, most important first."""
+    out = []
+    if config.preview:
+        out.append(
+            "preview: few tokens, few seeds, one dictionary size; no number here is a result"
+        )
+
+    def say(records: list[dict[str, Any]], text: str) -> None:
+        names = [r["model"] for r in records]
+        if names:
+            out.append(f"{text}: {', '.join(names)}")
+
+    say([r for r in chosen if r["converged"] is False],
+        "undertrained (doubling the tokens still changed the count or FVU)")  # fmt: skip
+    say([r for r in chosen if r["censored"]], "censored at the dictionary size; a lower bound")
+    say([r for r in chosen if r["fvu_matched"] is False], "FVU not at the target")
+    say([r for r in chosen if not r["controls"]], "no random-init twin was run")
+    unmatched = [r for r in chosen for c in r["controls"] if c["fvu_matched"] is False]
+    say(unmatched, "the twin's SAEs do not reach the target FVU")
+    if any(r["calibration"] == "uncalibrated" for r in chosen):
+        out.append("uncalibrated: the estimators were not checked against known feature counts")
+    n_usable = sum(_usable(r) for r in chosen)
+    if n_usable < 6:
+        out.append(
+            f"too few models: {n_usable} enter the exponent and the correlation; exact tests of "
+            "fewer than 6 can show little"
+        )
+    for name, part in (("exponent", exponent), ("loss fit", scaling)):
+        if part["reason"]:
+            out.append(f"{name}: {part['reason']}")
+    out += sorted({w for f in facts for w in f["warnings"]} | set(text_warnings))
+    return out

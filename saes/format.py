@@ -1,0 +1,125 @@
+"""The sae-lens folder of one SAE: cfg.json + sae_weights.safetensors, out and in.
+
+`sae_lens.SAE.load_from_disk` reads what `save` writes; sae-lens itself is never imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saes.config import SAEConfig
+from saes.errors import SAEError
+from saes.sae import SAE
+
+CONFIG_NAME = "cfg.json"
+WEIGHTS_NAME = "sae_weights.safetensors"
+OWN_KEY = "superscope"
+"""Key of cfg.json's metadata that holds our configuration and training record."""
+
+
+def save(sae: SAE, path: str | Path) -> None:
+    """Write the folder `path`, replacing an SAE already there; never leaves a half-written one.
+
+    Raises SAEError where `path` holds something other than an SAE.
+    """
+    path = Path(path)
+    if path.exists() and not _is_replaceable(path):
+        raise SAEError(f"{path} exists and is no SAE folder; give a new or empty folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        # mkdtemp makes private folders; results are meant to be shared.
+        fresh.chmod(0o755)
+        weights = {
+            name: getattr(sae, name).detach().cpu().contiguous()
+            for name in ("W_enc", "W_dec", "b_enc", "b_dec")
+        }
+        save_file(weights, fresh / WEIGHTS_NAME)
+        (fresh / CONFIG_NAME).write_text(json.dumps(_sae_lens_config(sae), indent=2) + "\n")
+        if path.exists():
+            retired = fresh.with_name(fresh.name + "-old")
+            os.replace(path, retired)
+            os.replace(fresh, path)
+            shutil.rmtree(retired)
+        else:
+            os.replace(fresh, path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def load(path: str | Path) -> SAE:
+    """Read a TopK SAE folder written by `save` or by sae-lens.
+
+    sae-lens options that change the function are folded into the weights. Raises SAEError for a
+    missing or damaged folder and for architectures or normalizations this project does not have.
+    """
+    path = Path(path)
+    cfg, weights = _read(path)
+    architecture = cfg.get("architecture")
+    if architecture != "topk":
+        raise SAEError(f"{path}: architecture {architecture!r} is not supported; give a topk SAE")
+    for option in ("normalize_activations", "reshape_activations"):
+        if cfg.get(option, "none") != "none":
+            raise SAEError(f"{path}: {option} {cfg[option]!r} is not supported; fold it first")
+    missing = {"W_enc", "W_dec", "b_enc", "b_dec"} - weights.keys()
+    if missing or not isinstance(cfg.get("k"), int):
+        raise SAEError(f"{path}: lacks {', '.join(sorted(missing)) or 'k'}; save the SAE again")
+    W_enc, W_dec = weights["W_enc"].float(), weights["W_dec"].float()
+    b_enc, b_dec = weights["b_enc"].float(), weights["b_dec"].float()
+    if cfg.get("rescale_acts_by_decoder_norm", False):
+        norms = W_dec.norm(dim=1)
+        W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
+    if not cfg.get("apply_b_dec_to_input", True):
+        b_enc = b_enc + b_dec @ W_enc
+    own = (cfg.get("metadata") or {}).get(OWN_KEY) or {}
+    config = SAEConfig(**own["config"]) if own.get("config") else None
+    return SAE(W_enc, W_dec, b_enc, b_dec, k=cfg["k"], cfg=config, metadata=own.get("training"))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (path / name).is_file():
+            raise SAEError(f"{path}: no {name} there; give a folder that holds one SAE")
+    try:
+        cfg = json.loads((path / CONFIG_NAME).read_text())
+    except ValueError as error:
+        raise SAEError(f"{path / CONFIG_NAME}: not JSON ({error}); save the SAE again") from None
+    try:
+        weights = load_file(path / WEIGHTS_NAME)
+    except SafetensorError as error:
+        raise SAEError(f"{path / WEIGHTS_NAME}: damaged ({error}); save the SAE again") from None
+    return cfg, weights
+
+
+def _sae_lens_config(sae: SAE) -> dict[str, Any]:
+    config = sae.cfg.model_dump() if sae.cfg else None
+    return {
+        "architecture": "topk",
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "k": sae.k,
+        "dtype": str(sae.W_enc.dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "rescale_acts_by_decoder_norm": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "hook_name": sae.cfg.hook_point if sae.cfg else None,
+            OWN_KEY: {"config": config, "training": sae.metadata},
+        },
+    }
+
+
+def _is_replaceable(path: Path) -> bool:
+    """An empty folder, or one that holds nothing but an SAE."""
+    return path.is_dir() and {p.name for p in path.iterdir()} <= {CONFIG_NAME, WEIGHTS_NAME}

@@ -1,0 +1,198 @@
+"""Many SAEs advanced in lockstep on one stream.
+
+Every SAE ("member") sees the same chunks in the same order, with its own initialization and its own
+shuffle of each chunk. On a CPU members are spread over worker threads, one core each: an SAE's bits
+then depend neither on its companions nor on how many cores there are, and small products, which
+scale badly inside one step, scale perfectly across SAEs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saes.config import SAEConfig
+from saes.errors import SAEError
+from saes.sae import SAE
+from saes.topk import TopKStep
+
+DONE, STREAM_ENDED = "done", "stream ended"
+
+
+def seeded_generator(seed: int, purpose: int) -> torch.Generator:
+    """A CPU generator that depends on the seed and the purpose alone (0 init, i + 1 chunk i).
+
+    Nothing has to be remembered between chunks, so the stream cursor is the whole RNG state.
+    """
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class Member:
+    """One SAE in training. Works on scaled rows y = scale * x; `export` folds the scale back."""
+
+    def __init__(self, config: SAEConfig) -> None:
+        self.config = config
+        self.step: TopKStep | None = None
+        """None until the first chunk fixes b_dec and the scale."""
+        self.scale = 1.0
+        self.cursor = 0
+        """Chunks of the stream consumed."""
+        self.tokens_done = 0
+        """Tokens trained on (not counting `pending`)."""
+        self.pending = torch.empty(0, config.d_in)
+        """Rows received but not yet trained on: less than one batch, in raw units."""
+        self.fvu = math.nan
+        """Running FVU on the last chunk's batches, before their updates."""
+        self.fingerprint = ""
+        """Fingerprint of the stream up to `cursor`."""
+        self.stopped_early = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the token budget is used up or the stream has ended."""
+        return self.stopped_early or self.tokens_done >= self.config.n_tokens
+
+    @property
+    def dead_fraction(self) -> float:
+        """Fraction of latents dead now."""
+        return 0.0 if self.step is None else self.step.dead.float().mean().item()
+
+    def advance(self, chunk: Float[Tensor, "token d_in"]) -> None:
+        """Train on one chunk: whole batches now, the rest with the next chunk."""
+        if len(chunk) == 0:
+            self.cursor += 1
+            return
+        wanted = self.config.n_tokens - self.tokens_done - len(self.pending)
+        chunk = chunk[:wanted]
+        if self.step is None:
+            self._start(chunk)
+        rows = torch.cat([self.pending.to(chunk.device), chunk]) if len(self.pending) else chunk
+        generator = seeded_generator(self.config.seed, self.cursor + 1)
+        order = torch.randperm(len(rows), generator=generator).to(chunk.device)
+        is_last = len(chunk) == wanted
+        n_now = len(rows) if is_last else len(rows) - len(rows) % self.config.batch_size
+        self._train(rows, order[:n_now])
+        self.pending = rows[order[n_now:]]
+        self.cursor += 1
+
+    def end_stream(self) -> None:
+        """The stream is over: train on what is pending and stop."""
+        if not self.finished:
+            self._train(self.pending, torch.arange(len(self.pending), device=self.pending.device))
+            self.pending = self.pending[:0]
+            self.stopped_early = True
+
+    def export(self) -> SAE:
+        """The SAE on raw activations: the scale folded into the biases.
+
+        scale * x in, scale * x_hat out equals the raw SAE with b_enc and b_dec divided by the
+        scale and the same unit-norm decoder; pre-activations shrink alike, so TopK is unchanged.
+        """
+        step = self._started()
+        weights = step.weights
+        return SAE(
+            W_enc=weights.W_enc_T.t().contiguous(),
+            W_dec=weights.W_dec.clone(),
+            b_enc=weights.b_enc / self.scale,
+            b_dec=weights.b_dec / self.scale,
+            k=self.config.k,
+            cfg=self.config,
+            metadata={
+                "status": STREAM_ENDED if self.stopped_early else DONE,
+                "tokens_trained": self.tokens_done,
+                "n_steps": step.n_steps,
+                "running_fvu": self.fvu if math.isfinite(self.fvu) else None,
+                "running_dead_fraction": self.dead_fraction,
+                "activation_scale": self.scale,
+                "peak_lr": self.config.peak_lr,
+            },
+        )
+
+    def _start(self, chunk: Tensor) -> None:
+        mean = chunk.double().mean(0)
+        variance = (chunk - mean).square().sum(1).mean().item()
+        if variance == 0:
+            raise SAEError(
+                f"{self.config.hook_point}: all {len(chunk)} rows of the first chunk are equal; "
+                "give activations that vary"
+            )
+        self.scale = math.sqrt(self.config.d_in / variance)
+        generator = seeded_generator(self.config.seed, 0)
+        self.step = TopKStep(self.config, (mean * self.scale).float(), generator=generator)
+
+    def _train(self, rows: Tensor, order: Tensor) -> None:
+        if not len(order):
+            return
+        step = self._started()
+        squared_error = torch.zeros((), dtype=torch.float64, device=rows.device)
+        for batch in order.split(self.config.batch_size):
+            y = rows.index_select(0, batch).mul_(self.scale)
+            squared_error += step.step(y, self.config.lr_at(self.tokens_done))
+            self.tokens_done += len(batch)
+        # The scale makes the variance of a row d_in.
+        self.fvu = squared_error.item() / (len(order) * self.config.d_in)
+
+    def _started(self) -> TopKStep:
+        if self.step is None:
+            raise SAEError(f"{self.config.hook_point}: the stream is empty; give at least one row")
+        return self.step
+
+
+class Group:
+    """All members of a run. A context manager, because it owns the worker threads."""
+
+    def __init__(self, configs: Sequence[SAEConfig], *, workers: int | None = None) -> None:
+        """`workers`: threads over SAEs on a CPU; None: torch's own thread count."""
+        self.members = [Member(config) for config in configs]
+        n_threads = torch.get_num_threads()
+        n_workers = max(1, min(workers or n_threads, len(self.members)))
+        barrier = threading.Barrier(n_workers)
+
+        def one_core() -> None:
+            torch.set_num_threads(1)
+            barrier.wait()
+
+        self._pool = ThreadPoolExecutor(n_workers, thread_name_prefix="sae", initializer=one_core)
+        # Thread counts are per thread, but a new thread inherits the last one set: start every
+        # worker now, then put the caller's count back.
+        for future in [self._pool.submit(lambda: None) for _ in range(n_workers)]:
+            future.result()
+        torch.set_num_threads(n_threads)
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether no member wants more."""
+        return all(member.finished for member in self.members)
+
+    def advance(self, chunk: Mapping[str, Float[Tensor, "token d_in"]], index: int) -> None:
+        """Advance every unfinished member that has not yet consumed chunk number `index`."""
+        waiting = [m for m in self.members if not m.finished and m.cursor == index]
+        # Largest first, so that no long one is left running alone at the end.
+        waiting.sort(key=lambda m: m.config.d_sae * m.config.d_in, reverse=True)
+        if any(rows.device.type != "cpu" for rows in chunk.values()):
+            for member in waiting:
+                member.advance(chunk[member.config.hook_point])
+            return
+        futures = [self._pool.submit(m.advance, chunk[m.config.hook_point]) for m in waiting]
+        for future in futures:
+            future.result()

@@ -1,0 +1,202 @@
+"""A synthetic finished run for the tests of the report: realistic numbers, none measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+WIDTHS = (32, 48, 64, 96, 128, 160, 192, 256)
+TWIN_WIDTHS = (32, 64, 128, 256)
+UNCONVERGED, CENSORED = (192,), (256,)
+CONTEXTUAL = dict(zip(WIDTHS, (1.83, 2.04, 2.31, 2.42, 2.58, 2.61, 2.33, 2.86), strict=True))
+TWIN = {32: 0.118, 64: 0.083, 128: 0.071, 256: 0.066}
+
+
+def loss(width: int) -> float:
+    """Nats per token by L = 8.4 / m^0.62 + 1.95, with a fixed wobble."""
+    return 8.4 / width**0.62 + 1.95 + 0.012 * np.sin(width)
+
+
+def hook(layer: int) -> str:
+    return f"blocks.{layer}.hook_resid_post"
+
+
+def model_record(width: int) -> dict[str, Any]:
+    nats = loss(width)
+    return {
+        "name": f"ladder/d{width:03d}",
+        "family": "ladder",
+        "arm": "width",
+        "d_model": width,
+        "n_layers": 4,
+        "n_params": 48 * width**2 + 1280 * width,
+        "train_tokens": 25_000_000,
+        "loss_nats_per_token": nats,
+        "loss_nats_per_byte": nats / 3.1,
+        "loss_ci_nats_per_token": [nats - 0.028, nats + 0.031],
+    }
+
+
+def packing_record(width: int, layer: int = 1, about: str = "contextual") -> dict[str, Any]:
+    per_dim = CONTEXTUAL[width] * (1 + 0.1 * (layer - 1))
+    if about == "all":
+        per_dim = 1.9 * per_dim
+    unconverged, censored = width in UNCONVERGED, width in CENSORED and layer == 1
+    controls = []
+    if width in TWIN_WIDTHS and layer == 1:
+        twin = TWIN[width] if about == "contextual" else 1.15 * per_dim
+        controls = [
+            {
+                "name": "random_init",
+                "value": twin * width,
+                "ci_low": 0.6 * twin * width,
+                "ci_high": 1.5 * twin * width,
+                "per_dim": twin,
+                "fvu": 0.341,
+                "fvu_matched": False,
+                "converged": width != 64,
+            }
+        ]
+    reason = "undertrained" if unconverged else "censored at D" if censored else None
+    return {
+        "model": f"ladder/d{width:03d}",
+        "layer": layer,
+        "layer_fraction": (layer + 1) / 4,
+        "hook_point": hook(layer),
+        "estimator": "reproducible",
+        "about": about,
+        "value": per_dim * width,
+        "ci_low": 0.93 * per_dim * width,
+        "ci_high": None if censored else 1.06 * per_dim * width,
+        "per_dim": per_dim,
+        "controls": controls,
+        "n_tokens": 200_000,
+        "n_seeds": 5,
+        "d_sae": 8 * width,
+        "k": 8,
+        "fvu": 0.142 + width / 1e4,
+        "fvu_matched": not unconverged,
+        "tokens_per_latent": 12_000 if not unconverged else 3_100,
+        "converged": not unconverged,
+        "identified": not (unconverged or censored),
+        "reason": reason,
+        "calibration": "uncalibrated",
+    }
+
+
+def summary() -> dict[str, Any]:
+    packing = [packing_record(w, layer) for w in WIDTHS for layer in (0, 1, 2, 3)]
+    packing += [packing_record(w, 1, "all") for w in WIDTHS]
+    return {
+        "preset": "full",
+        "preview": False,
+        "headline": "",
+        "primary": {
+            "estimator": "reproducible",
+            "about": "contextual",
+            "layer_fraction": 0.5,
+            "d_sae_per_d_model": 8,
+            "k_rule": "smallest k that reaches FVU 0.15, at most d_model / 4",
+        },
+        "models": [model_record(w) for w in WIDTHS],
+        "packing": packing,
+        "exponent": {
+            "beta": 1.19,
+            "ci_low": 1.11,
+            "ci_high": 1.27,
+            "twin_beta": 0.72,
+            "n_models": 7,
+            "layer_fraction": 0.5,
+        },
+        "correlation": [
+            {
+                "arm": "width",
+                "estimator": "reproducible",
+                "layer_fraction": 0.5,
+                "n_models": 7,
+                "spearman": -0.964,
+                "p_exact": 0.0028,
+                "ci_low": -1.0,
+                "ci_high": -0.78,
+                "partial_spearman_given_d_model": None,
+                "reason": "loss is a function of d_model in this sample",
+            }
+        ],
+        "scaling": {
+            "A": {"value": 8.31, "ci_low": 6.9, "ci_high": 10.4},
+            "alpha": {"value": 0.61, "ci_low": 0.49, "ci_high": 0.74},
+            "B": {"value": 1.94, "ci_low": 1.78, "ci_high": 2.06},
+            "identified": True,
+            "caption": "alpha at fixed tokens: every width saw the same 25M tokens, so width, "
+            "tokens per parameter and optimization change together.",
+        },
+        "warnings": ["the token hash of deps differs from the committed one"],
+        "command": "interp study full --out runs/full",
+        "wall_time_seconds": 5412.7,
+    }
+
+
+def results(data: dict[str, Any]) -> pd.DataFrame:
+    """Tidy rows as the study writes them, for the primary layer, two seeds and the twins."""
+    rows = []
+    for record in data["models"]:
+        width = record["d_model"]
+        for control in ("trained", "random_init"):
+            if control == "random_init" and width not in TWIN_WIDTHS:
+                continue
+            base = {
+                "model": record["name"],
+                "family": record["family"],
+                "arm": record["arm"],
+                "control": control,
+                "d_model": width,
+                "layer": 1,
+                "hook_point": hook(1),
+            }
+            clean = record["loss_nats_per_token"] if control == "trained" else 6.96
+            for seed in (0, 1):
+                one = {**base, "about": "contextual", "d_sae": 8 * width, "k": 8, "seed": seed}
+                values = {
+                    "fvu": 0.14 + 0.01 * seed,
+                    "l0": 7.9,
+                    "dead_fraction": 0.031,
+                    "ce_loss_clean": clean,
+                    "ce_loss_sae": clean + 0.11,
+                    "ce_loss_ablated": clean + 1.9,
+                    "ce_loss_recovered": 0.942 if control == "trained" else float("nan"),
+                }
+                rows += [
+                    {**one, "role": "main", "quantity": q, "value": v} for q, v in values.items()
+                ]
+                rows.append({**one, "role": "half", "quantity": "fvu", "value": 0.9})
+            rows.append(
+                {**base, "quantity": "loss_nats_per_token", "value": clean, "ci_low": clean - 0.03}
+            )
+    return pd.DataFrame(rows)
+
+
+MANIFEST = {
+    "versions": {"superscope": "0.1.0", "torch": "2.13.0", "python": "3.11.9"},
+    "sha256": {"ladder/d032": "9f2c" * 16, "tokens": "01ab" * 16},
+    "seeds": [0, 1, 2, 3, 4],
+    "threads": 2,
+    "cpu": "x86_64, avx512",
+    "peak_memory_bytes": 1_620_000_000,
+    "wall_time_seconds": 5412.7,
+}
+CONFIG = {"models": [f"ladder/d{w:03d}" for w in WIDTHS], "seeds": 5, "ablation": "mean"}
+
+
+def write_run(folder: Path, data: dict[str, Any] | None = None, *, complete: bool = True) -> Path:
+    """A finished run folder; with `complete=False` only `summary.json` is in it."""
+    data = summary() if data is None else data
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(data, allow_nan=False), "utf-8")
+    if complete:
+        results(data).to_parquet(folder / "results.parquet")
+        (folder / "manifest.json").write_text(json.dumps(MANIFEST), "utf-8")
+        (folder / "config.resolved.yaml").write_text(yaml.safe_dump(CONFIG), "utf-8")
+    return folder
