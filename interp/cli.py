@@ -75,7 +75,7 @@ def _build() -> argparse.ArgumentParser:
     loss.add_argument("model", nargs="+", metavar="MODEL", help="ladder/dNNN, directory, hub name")
     loss.add_argument("--text", default="deps", metavar="SRC", help=_TEXT_HELP)
     loss.add_argument(
-        "--tokens", type=_count, default=262_144, metavar="N", help="at most N tokens"
+        "--tokens", type=_count, default=_LOSS_TOKENS, metavar="N", help="at most N tokens"
     )
     loss.add_argument(
         "--split", choices=("all", "train", "held_out"), default="held_out", help="of documents"
@@ -133,6 +133,7 @@ def _build() -> argparse.ArgumentParser:
     return parser
 
 
+_LOSS_TOKENS = 262_144
 _TEXT_HELP = "deps (default), stdlib, a .txt/.jsonl file, a folder, or a hub data set"
 
 
@@ -284,7 +285,22 @@ def _ladder_bracket(args: argparse.Namespace) -> None:
 def _ladder_train(args: argparse.Namespace) -> None:
     from interp.ladder import build
 
-    build.train_all(args.dir, args.widths, ship=args.ship)
+    def evaluate(name: str) -> dict[str, Any]:
+        """Losses on the studies' evaluation texts, for the model card."""
+        from interp.loss import loss
+        from interp.models import load
+        from interp.tokens import tokens
+
+        model = load(name)
+        losses = {}
+        for text in ("deps", "stdlib"):
+            blocks = tokens(text, model, n_tokens=_LOSS_TOKENS, split="held_out")
+            losses[f"{text}_nats_per_token"] = loss(model, blocks).nats_per_token
+            # A part that a test can measure again in a second.
+            losses[f"{text}_first_blocks_nats_per_token"] = loss(model, blocks[:32]).nats_per_token
+        return losses
+
+    build.train_all(args.dir, args.widths, ship=args.ship, evaluate=evaluate)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ class ContextualFitter:
             self._shift = x.mean(0)
         centred = x - self._shift
         for sums, index in ((self._token_sums, token_ids), (self._pos_sums, positions)):
-            # float32 within a call (float64 index_add_ is a hundred times slower), float64 over all.
+            # float32 within a call, float64 over all: float64 index_add_ is 100 times slower.
             sums += torch.zeros(sums.shape).index_add_(0, index, centred)
         self._squares += float(torch.linalg.vector_norm(centred, dtype=torch.float64)) ** 2
         ones = np.ones(len(x), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""What a result must be told apart from: an untrained twin, shuffled tokens, plain Gaussian data."""
+"""What a result must be told apart from: an untrained twin, shuffled tokens, Gaussian data."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ The statistic across widths is the packing exponent, in `exponent` beside this f
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -181,12 +180,21 @@ def _share_as_extreme(
 
 
 def _arrangements(groups: list[np.ndarray]) -> Iterator[Int[np.ndarray, "arrangement model"]]:
-    """Every rearrangement of positions within groups, in blocks of up to 40,320."""
-    order = np.argsort(np.concatenate(groups))
-    every = itertools.product(*(itertools.permutations(g.tolist()) for g in groups))
-    while block := list(itertools.islice(every, math.factorial(8))):
-        flat = [list(itertools.chain.from_iterable(parts)) for parts in block]
-        yield np.array(flat)[:, order]
+    """Every rearrangement of positions within groups, as one block."""
+    orders = [_permutations(len(group)) for group in groups]
+    block = np.empty((math.prod(map(len, orders)), sum(map(len, groups))), dtype=np.int64)
+    which = np.unravel_index(np.arange(len(block)), [len(order) for order in orders])
+    for group, order, chosen in zip(groups, orders, which, strict=True):
+        block[:, group] = group[order[chosen]]
+    yield block
+
+
+def _permutations(n: int) -> Int[np.ndarray, "permutation n"]:
+    """All orders of 0..n-1, each made from one of n-1 by inserting the last."""
+    if n <= 1:
+        return np.zeros((1, n), dtype=np.int64)
+    shorter = _permutations(n - 1)
+    return np.concatenate([np.insert(shorter, at, n - 1, axis=1) for at in range(n)])
 
 
 def _shuffles(

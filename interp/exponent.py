@@ -106,7 +106,7 @@ def fit_exponent(
     def deviance(beta: float) -> float:
         return _profile(rows, beta)[0]
 
-    grid = np.linspace(*BETA_RANGE, 201)
+    grid = np.linspace(*BETA_RANGE, 41)
     profile = np.array([deviance(b) for b in grid])
     near = int(np.argmin(profile))
     bounds = grid[max(near - 1, 0)], grid[min(near + 1, len(grid) - 1)]
@@ -123,8 +123,8 @@ def fit_exponent(
         excess = max(deviance(value) - least, 0.0) / n_exact
         return float(stats.f.sf(freedom * math.expm1(min(excess, 700)), 1, freedom))
 
-    low = _crossing(deviance, least + cut, beta, grid[::-1])
-    high = _crossing(deviance, least + cut, beta, grid)
+    low = _crossing(deviance, least + cut, beta, grid[::-1], profile[::-1])
+    high = _crossing(deviance, least + cut, beta, grid, profile)
     unbounded = [name for name, limit in (("lower", low), ("upper", high)) if limit is None]
     reasons = [f"{' and '.join(unbounded)} limit unbounded"] if unbounded else []
     reasons += [lost.removeprefix("; ")] if lost else []
@@ -163,9 +163,9 @@ def difference(fit: ExponentFit, twin: ExponentFit) -> ExponentDifference:
     value, total = fit.beta - twin.beta, sum(v for v, _ in parts)
     if total == 0:
         return ExponentDifference(value, None, None, None, "both intervals have no width")
-    freedom = total**2 / sum(v**2 / f for v, f in parts)
-    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(total)
-    p = float(2 * stats.t.sf(abs(value) / math.sqrt(total), freedom))
+    pooled = total**2 / sum(v**2 / f for v, f in parts)
+    half = float(stats.t.ppf(0.975, pooled)) * math.sqrt(total)
+    p = float(2 * stats.t.sf(abs(value) / math.sqrt(total), pooled))
     return ExponentDifference(value, value - half, value + half, p)
 
 
@@ -200,12 +200,12 @@ def _rows(
 
 def _profile(rows: _Rows, beta: float) -> tuple[float, float]:
     """Least -2 log likelihood at this beta over a and tau, and the tau that attains it."""
-    taus = np.geomspace(*SCATTER, 40)
+    taus = np.geomspace(*SCATTER, 24)
     for _ in range(3):
         deviances = _deviance(rows, beta, taus)
         near = int(np.argmin(deviances))
         best = float(deviances[near]), float(taus[near])
-        taus = np.geomspace(taus[max(near - 1, 0)], taus[min(near + 1, len(taus) - 1)], 20)
+        taus = np.geomspace(taus[max(near - 1, 0)], taus[min(near + 1, len(taus) - 1)], 12)
     return best
 
 
@@ -228,7 +228,7 @@ def _deviance(rows: _Rows, beta: float, taus: np.ndarray) -> Float[np.ndarray, "
     else:
         margin = 10 * s.max(axis=1)
         low, high = residual.min() - margin, residual.max() + margin
-        for _ in range(50):
+        for _ in range(32):
             a = (low + high) / 2
             rising = slope(a) > 0
             low, high = np.where(rising, a, low), np.where(rising, high, a)
@@ -239,14 +239,18 @@ def _deviance(rows: _Rows, beta: float, taus: np.ndarray) -> Float[np.ndarray, "
 
 
 def _crossing(
-    deviance: Callable[[float], float], level: float, beta: float, outward: np.ndarray
+    deviance: Callable[[float], float],
+    level: float,
+    beta: float,
+    outward: np.ndarray,
+    profile: np.ndarray,
 ) -> float | None:
-    """Where the profile first exceeds the level, walking along `outward` from beta."""
+    """Where the profile first exceeds the level, walking along a grid of known values from beta."""
     inside, rising = beta, outward[-1] > outward[0]
-    for step in outward:
+    for step, height in zip(outward.tolist(), profile, strict=True):
         if (step <= beta) if rising else (step >= beta):
             continue
-        if deviance(step) > level:
-            return float(optimize.brentq(lambda b: deviance(b) - level, inside, step))
+        if height > level:
+            return float(optimize.brentq(lambda b: deviance(b) - level, inside, step, xtol=1e-7))
         inside = step
     return None

@@ -231,7 +231,9 @@ class Measurement:
                 "about": spot.about,
                 "d_sae": spot.d_sae,
             }
-            rows += [self._row(**(r | common)) for r in _pilot_rows(pilots[spot.stream, spot.d_sae])]
+            rows += [
+                self._row(**(r | common)) for r in _pilot_rows(pilots[spot.stream, spot.d_sae])
+            ]
             rows += [
                 self._row(**(r | common))
                 for r in self._spot_rows(spot, held, trained, pilots[spot.stream, spot.d_sae])
@@ -241,10 +243,11 @@ class Measurement:
                 for r in self._splice_rows(model, splice_blocks, spot, means, trained)
             ]
             if spot.about == "contextual":
-                shares = means[spot.layer].variance_share
+                share = means[spot.layer].variance_share
+                parts = {"token": share.token, "position": share.position}
                 rows += [
                     self._row(f"variance_share_{part}", value, **common)
-                    for part, value in shares.items()
+                    for part, value in parts.items()
                 ]
         return rows
 

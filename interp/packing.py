@@ -96,7 +96,7 @@ def hill(
     """Effective number of live latents of order q, of one SAE, with a document bootstrap.
 
     weighting: mass sum z*||d||, energy sum z^2*||d||^2, or frequency (firings). Follows the skew
-    of the weights and not their count (under Zipf 1 with 4000 true features, order 1 is 552).
+    of the weights and not their count (weights 1/i of 4000 features have order 1 = 425).
     SCIENCE section 4, b. Raises InsufficientData without live latents or below two documents.
     """
     norms, live = np.asarray(decoder_norms, dtype=float), totals.live()

@@ -15,6 +15,7 @@ SHAPE_BOUNDS = (0.25, 4.0)
 """Range of b: below, the curve has no visible ceiling in any range; above, it is a step."""
 FARTHEST = 1e4
 """N is sought up to this many times the largest count; beyond, only the limit N -> infinity."""
+LM_STEPS = 60
 
 
 def saturation(
@@ -71,10 +72,10 @@ def saturation(
     d_largest = int(D.max())
 
     def chi2_at(log_n: float) -> float:
-        return _best_chi2(D, S, errors, np.exp(log_n))[0]
+        return float(_best_chi2(D, S, errors, np.exp([log_n]))[0][0])
 
     grid = np.log(S.max()) + np.linspace(-0.5, np.log(FARTHEST), 120)
-    profile = np.array([chi2_at(log_n) for log_n in grid])
+    profile = _best_chi2(D, S, errors, np.exp(grid))[0]
     near = int(np.argmin(profile))
     inner = grid[max(near - 1, 0)], grid[min(near + 1, len(grid) - 1)]
     best = optimize.minimize_scalar(chi2_at, bounds=inner, method="bounded")
@@ -92,7 +93,7 @@ def saturation(
             f"upper limit unbounded: at least the largest S_>=2 seen (censored at D={d_largest})"
         )
         return replace(bound, reason=reason)
-    shape = _best_chi2(D, S, errors, np.exp(log_n))[1]
+    shape = float(_best_chi2(D, S, errors, np.exp([log_n]))[1][0])
     if shape < SHAPE_BOUNDS[0] * 1.001:
         reason = f"shape b at its lower bound {SHAPE_BOUNDS[0]}: no visible ceiling"
         return replace(bound, reason=f"{reason} (censored at D={d_largest})")
@@ -109,25 +110,48 @@ def saturation(
     )
 
 
-def _best_chi2(D: np.ndarray, S: np.ndarray, errors: np.ndarray, n: float) -> tuple[float, float]:
-    """Least chi2 over D0 and b at fixed N, and the b that attains it."""
-    log_d = np.log(D / np.exp(np.mean(np.log(D))))
+def _best_chi2(
+    D: np.ndarray, S: np.ndarray, errors: np.ndarray, n: np.ndarray
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Least chi2 over D0 and b for each fixed N, and the b that attains it.
 
-    def residuals(p: np.ndarray) -> np.ndarray:
-        hazard = np.exp(np.clip(p[1] * (log_d - p[0]), -700, 50))
-        return (-n * np.expm1(-hazard) - S) / errors
+    Levenberg-Marquardt in (b, c) of log hazard = b log D + c, all N and three starts at once; b at
+    a bound that it presses against is held there while c moves on.
+    """
+    x = np.log(D / np.exp(np.mean(np.log(D))))
+    # One start where the curve, linearised, runs through the counts (kept below N).
+    share = np.clip(S / n[:, None], 1e-9, 0.98)
+    level = np.log(-np.log1p(-share))
+    slope = (level @ x) / (x @ x)
+    b = np.clip(np.stack([slope, np.full_like(n, 1.0), np.full_like(n, 2.5)]), *SHAPE_BOUNDS)
+    c = np.tile(level.mean(axis=1), (3, 1))
 
-    # Start where the curve, linearised, runs through counts kept below N.
-    share = np.clip(S / n, 1e-9, 0.98)
-    slope, offset = np.polyfit(log_d, np.log(-np.log1p(-share)), 1)
-    fits = []
-    for b in {float(np.clip(slope, 0.3, 3.5)), 1.0, 2.5}:
-        d0 = float(np.clip(-offset / b, -40, 40))
-        fit = optimize.least_squares(
-            residuals, [d0, b], bounds=([-60, SHAPE_BOUNDS[0]], [60, SHAPE_BOUNDS[1]])
-        )
-        fits.append((2 * float(fit.cost), float(fit.x[1])))
-    return min(fits)
+    def residuals(b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        hazard = np.exp(np.clip(b[..., None] * x + c[..., None], -700, 50))
+        slope = n[:, None] * hazard * np.exp(-hazard) / errors
+        return (-n[:, None] * np.expm1(-hazard) - S) / errors, slope
+
+    r, g = residuals(b, c)
+    chi2, damping = (r**2).sum(axis=-1), np.full_like(b, 1e-3)
+    for _ in range(LM_STEPS):
+        gx = g * x
+        bb, bc, cc = (gx * gx).sum(-1), (gx * g).sum(-1), (g * g).sum(-1)
+        down_b, down_c = -(gx * r).sum(-1), -(g * r).sum(-1)
+        pressed = ((b <= SHAPE_BOUNDS[0]) & (down_b < 0)) | ((b >= SHAPE_BOUNDS[1]) & (down_b > 0))
+        bc, down_b = np.where(pressed, 0, bc), np.where(pressed, 0, down_b)
+        bb, cc = bb * (1 + damping) + 1e-12, cc * (1 + damping) + 1e-12
+        determinant = bb * cc - bc**2
+        new_b = np.clip(b + (cc * down_b - bc * down_c) / determinant, *SHAPE_BOUNDS)
+        new_c = c + np.clip((bb * down_c - bc * down_b) / determinant, -5, 5)
+        new_r, new_g = residuals(new_b, new_c)
+        new_chi2 = (new_r**2).sum(axis=-1)
+        better = new_chi2 <= chi2
+        b, c, chi2 = (np.where(better, *v) for v in ((new_b, b), (new_c, c), (new_chi2, chi2)))
+        r, g = (np.where(better[..., None], *v) for v in ((new_r, r), (new_g, g)))
+        damping = np.clip(np.where(better, damping / 5, damping * 4), 1e-12, 1e12)
+    best = np.argmin(chi2, axis=0)
+    where = best, np.arange(len(n))
+    return chi2[where], b[where]
 
 
 def _power_law_chi2(D: np.ndarray, S: np.ndarray, errors: np.ndarray) -> float:

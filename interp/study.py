@@ -23,7 +23,7 @@ from interp.errors import UserError
 from interp.measure import Measurement, expected_work
 from interp.models import load
 from interp.progress import Progress
-from interp.report import write_report
+from interp.report import headline, write_report
 from interp.run import Run, RunFolder, open_run, write_json, write_table
 from interp.summary import summarise, tidy
 
@@ -69,6 +69,7 @@ def run_study(
     command = command or f"interp study {config.preset}"
     summary = summarise(results, facts, config, corpus.warnings)
     summary |= {"command": command, "wall_time_seconds": round(seconds, 1)}
+    summary["headline"] = headline(summary)
     write_json(folder.root / "summary.json", summary)
     write_json(
         folder.root / "manifest.json", _manifest(config, corpus.sha256, measurements, seconds)

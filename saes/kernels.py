@@ -20,7 +20,7 @@ _jit_counting = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath
 
 _LARGEST = np.int32(2**31 - 1)
 _FIRST_STEP = np.int32(1 << 20)
-"""An eighth of a factor of two, in the integer order of floats: what neighbouring rows differ by."""
+"""An eighth of a factor of two in the integer order of floats; rows differ by about so much."""
 _LARGEST_STEP = np.int32(1 << 28)
 
 
@@ -86,7 +86,7 @@ def select_topk(keys, group, values, indices):  # type: ignore[no-untyped-def]
                 maxima[i] = max(maxima[i], others[i])
         # k groups have a maximum >= guess, so at least k entries do: none of the rest can be top.
         guess = _threshold(maxima, n_groups, k, guess)
-        n_found = 0
+        n_found = np.int64(0)
         for i in range(n_groups):
             if maxima[i] >= guess:
                 for part in range(group):
@@ -94,7 +94,7 @@ def select_topk(keys, group, values, indices):  # type: ignore[no-untyped-def]
                     found[n_found] = entries[at]
                     found_at[n_found] = at
                     n_found += np.int64(entries[at] >= guess)
-        taken = 0
+        taken = np.int64(0)
         if n_found > k:
             guess_found = _threshold(found, n_found, k, guess_found)
             for i in range(n_found):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saes.config import SAEConfig
 from saes.errors import SAEError
-from saes.topk import decode_sparse, encode_topk
+from saes.sparse import decode_sparse, encode_topk
 
 
 class SparseActs(NamedTuple):
@@ -87,8 +87,10 @@ class SAE:
                 f"SAE got activations of shape {tuple(x.shape)} but d_in is {self.d_in}; "
                 "give [token, d_in]"
             )
-        centred = x.to(self.b_dec.dtype) - self.b_dec
-        values, indices = encode_topk(centred, self.W_enc, self.b_enc, self.k)
+        centred = x.float() - self.b_dec
+        values = torch.empty(len(x), self.k, device=x.device)
+        indices = torch.empty(len(x), self.k, dtype=torch.int64, device=x.device)
+        encode_topk(centred, self.W_enc, self.b_enc, values, indices)
         return SparseActs(indices, values)
 
     @torch.no_grad()

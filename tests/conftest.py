@@ -52,7 +52,7 @@ def tiny_tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def save_tiny(tiny_tokenizer: Any) -> Callable[..., Path]:
-    """save_tiny(folder, d_model=, n_layers=, n_ctx=, seed=) writes a random GPT-2 and returns it."""
+    """save_tiny(folder, d_model=, n_layers=, n_ctx=, seed=) writes a random GPT-2."""
 
     def save(
         folder: Path, *, d_model: int = 32, n_layers: int = 3, n_ctx: int = 32, seed: int = 0

@@ -1,7 +1,7 @@
 """The ladder's recipe: every number that determines its models, and nothing else.
 
 Learning rates were bracketed on both sides by short runs at three widths
-(`interp ladder bracket`); the result is `learning_rates.json` beside this file.
+(`interp ladder bracket`); the losses are in `bracket.json` beside this file.
 """
 
 from __future__ import annotations
@@ -66,3 +66,21 @@ def initializer_range(d_model: int) -> float:
     With a fixed 0.02 small widths under-train (a width of 16 stopped at 5.9 nats per token).
     """
     return 0.02 * math.sqrt(768 / d_model)
+
+
+BRACKET_TOKENS = {32: 3_145_728, 96: 3_145_728, 256: 2_097_152}
+BRACKET: dict[int, tuple[tuple[float, float], ...]] = {
+    32: ((0.004, 0.001), (0.004, 0.002), (0.004, 0.004), (0.008, 0.002), (0.016, 0.002)),
+    96: ((0.002, 0.001), (0.004, 0.0005), (0.004, 0.001), (0.004, 0.004), (0.008, 0.0005)),
+    256: ((0.004, 0.000125), (0.004, 0.00025), (0.004, 0.0005), (0.004, 0.001), (0.008, 0.0005)),
+}
+"""(lr, lr_hidden) tried in short runs of `BRACKET_TOKENS`; the losses are in `bracket.json`."""
+
+
+def learning_rates(d_model: int) -> tuple[float, float]:
+    """(lr, lr_hidden) of a width: 0.008 (32/d)^(1/3) and 0.048/d, to three digits.
+
+    One pair for both kinds of parameters fails at width: at 256, 0.002 for everything ends a short
+    run 0.4 nats above 0.004 for the embeddings with 0.0005 inside the blocks.
+    """
+    return float(f"{0.008 * (32 / d_model) ** (1 / 3):.3g}"), float(f"{0.048 / d_model:.3g}")

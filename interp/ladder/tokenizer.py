@@ -15,6 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from interp.ladder.recipe import END_OF_TEXT, N_CTX, VOCAB_SIZE
 
+TOKENIZER_DOCUMENTS = 8_000
+"""The tokenizer is trained on so many documents of the training split (about 90 MB)."""
+
 
 def train_tokenizer(texts: Iterable[str], out_dir: Path) -> PreTrainedTokenizerFast:
     """Train on `texts` and save in Hugging Face format. No normalisation: bytes in, bytes out."""

@@ -11,10 +11,10 @@ from interp.report.wording import plural, significant
 
 
 def caveats(summary: Summary) -> tuple[str, ...]:
-    """Sentences, the gravest first; the study's own warnings close the list."""
+    """Sentences, the gravest first. The study's own warnings are beside them in the summary."""
     primary = summary.primary_rows
     used = rows_in_the_answer(summary)
-    found = [
+    return (
         *_preview(summary),
         *_unconverged(primary),
         *_bounds(primary),
@@ -24,8 +24,7 @@ def caveats(summary: Summary) -> tuple[str, ...]:
         *_narrow(used),
         *_fits(summary),
         *_confounded(summary),
-    ]
-    return (*found, *(text for text in summary.warnings if text not in found))
+    )
 
 
 def _preview(summary: Summary) -> list[str]:
@@ -43,24 +42,25 @@ def _unconverged(rows: Sequence[PackingRow]) -> list[str]:
         return []
     return [
         f"Unconverged: {len(hollow)} of {plural(len(rows), 'primary count')} "
-        f"({where(hollow)}) would still move if the dictionaries were trained longer. They are drawn "
-        f"hollow and enter no fit and no correlation."
+        f"({where(hollow)}) would still move if the dictionaries were trained longer. They are "
+        f"drawn hollow and enter no fit and no correlation."
     ]
 
 
 def _bounds(rows: Sequence[PackingRow]) -> list[str]:
+    found = []
     censored = [row for row in rows if row.censored]
     if censored:
-        return [
-            f"Censored at D ({where(censored)}): the count was still growing with the dictionary, so "
-            f"it is a lower bound and nothing here bounds it from above."
-        ]
-    if rows and all(row.lower_bound for row in rows):
-        return [
+        found.append(
+            f"Censored at D ({where(censored)}): the count was still growing with the dictionary, "
+            f"or could not be told from it. It is a lower bound; nothing here bounds it from above."
+        )
+    if rows and all(row.estimator == "reproducible" for row in rows):
+        found.append(
             "One dictionary size: a count at a single D is D/d_model times the share of latents "
-            "found again, hence a lower bound that moves with D."
-        ]
-    return []
+            "found again. It moves with D, and compares only with counts at the same D/d_model."
+        )
+    return found
 
 
 def _twins(rows: Sequence[PackingRow]) -> list[str]:
@@ -81,8 +81,8 @@ def _twins(rows: Sequence[PackingRow]) -> list[str]:
     apart = [row for row in twinned if row.twin is not None and row.twin.fvu_matched is False]
     if apart:
         found.append(
-            f"Reconstruction differs: the twin did not reach the FVU asked for ({where(apart)}), so "
-            f"the two counts are taken at different quality."
+            f"Reconstruction differs: the twin did not reach the FVU asked for ({where(apart)}), "
+            f"so the two counts are taken at different quality."
         )
     return found
 
@@ -124,8 +124,8 @@ def _narrow(rows: Sequence[PackingRow]) -> list[str]:
 def _fits(summary: Summary) -> list[str]:
     found = []
     if summary.scaling.identified is False:
-        why = f": {summary.scaling.reason}" if summary.scaling.reason else "."
-        found.append(f"The loss curve is not identified{why}")
+        why = f": {summary.scaling.reason}" if summary.scaling.reason else ""
+        found.append(f"The loss curve is not identified{why}.")
     if summary.exponent.beta.value is None and summary.exponent.reason:
         found.append(f"No packing exponent: {summary.exponent.reason}.")
     return found

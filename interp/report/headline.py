@@ -42,13 +42,15 @@ def feature_noun(about: str) -> str:
     return "contextual features" if about == "contextual" else "features (token and position too)"
 
 
-def at_widths(rows: Sequence[PackingRow], *, as_span: bool = False) -> str:
-    """`widths 32, 48 and 64`, or `width 32 to 64` as a span."""
+def at_widths(rows: Sequence[PackingRow], *, as_span: bool = False, few: bool = False) -> str:
+    """`widths 32, 48 and 64`; `width 32 to 64` as a span; `3 of the widths` where few have room."""
     widths = sorted({row.model.d_model for row in rows if row.model.d_model is not None})
     if not widths:
         return "unknown width"
     if as_span and len(widths) > 1:
         return f"width {widths[0]} to {widths[-1]}"
+    if few and len(widths) > 2:
+        return f"{len(widths)} of the widths"
     return f"width {widths[0]}" if len(widths) == 1 else f"widths {listed(widths)}"
 
 
@@ -134,7 +136,7 @@ def _twins(contrasts: Sequence[Contrast], *, of_all: bool) -> str:
     values = known_values(control.per_dim for control in controls)
     who = "their untrained twins pack" if of_all else "the untrained twins at "
     if not of_all:
-        who += f"{at_widths([c.row for c in contrasts])} pack"
+        who += f"{at_widths([c.row for c in contrasts], few=True)} pack"
     if len(contrasts) == 1:
         who = "its untrained twin packs" if of_all else who.replace("twins", "twin") + "s"
     text = f"{who} {span(values)}"

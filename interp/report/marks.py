@@ -61,7 +61,8 @@ def width_axis(widths: Iterable[int]) -> alt.X:
 def per_dimension_axis(points: Sequence[Row]) -> alt.Y:
     """Features per dimension from zero, so that heights compare and a twin's zero is seen."""
     scale = alt.Scale(domain=[0, headroom(points)], nice=False)
-    return alt.Y("y:Q", title="features per dimension", scale=scale)
+    axis = alt.Axis(tickCount=6)
+    return alt.Y("y:Q", title="features per dimension", scale=scale, axis=axis)
 
 
 def headroom(points: Sequence[Row]) -> float:
@@ -70,9 +71,15 @@ def headroom(points: Sequence[Row]) -> float:
 
 
 def packing_points(
-    rows: Sequence[PackingRow], place: Callable[[PackingRow], Interval]
+    rows: Sequence[PackingRow],
+    place: Callable[[PackingRow], Interval],
+    *,
+    twin_beside: float = 1.0,
 ) -> list[Row]:
-    """One datum per row and one per twin, at the x that `place` gives the row."""
+    """One datum per row and one per twin, at the x that `place` gives the row.
+
+    `twin_beside` moves the twins along x by that factor, where they might lie upon their models.
+    """
     points = []
     for row in rows:
         x = place(row)
@@ -101,6 +108,7 @@ def packing_points(
             points.append(
                 {
                     **shared,
+                    "x": None if x.value is None else x.value * twin_beside,
                     "kind": KINDS[2] if row.twin.converged else KINDS[3],
                     "y": twin,
                     "low": row.twin.per_dim.low,

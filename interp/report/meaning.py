@@ -26,7 +26,7 @@ def meaning(summary: Summary) -> tuple[tuple[str, str], ...]:
     contextual = summary.about == "contextual"
     stream = (
         "Contextual means: what the current token and its position predict on average is taken out "
-        "of the activations first. On the raw stream those two alone make an untrained network "
+        "of the activations first. On the raw stream those two alone can make an untrained network "
         "look as rich as a trained one, or richer."
         if contextual
         else "The count is taken on the raw stream, so it includes what the current token and its "

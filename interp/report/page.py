@@ -32,7 +32,7 @@ from interp.report.tables import (
     record_table,
 )
 from interp.report.theme import dark, light
-from interp.report.wording import duration, in_prose, listed, plural, size, span
+from interp.report.wording import duration, in_prose, listed, plural, size, span, whole
 
 
 def write_report(run_dir: Path) -> Path:
@@ -98,15 +98,15 @@ def _glance(run: RunRecords) -> list[tuple[str, str]]:
     lines = [("preset", summary.preset)] if summary.preset else []
     widths = sorted({model.d_model for model in summary.models if model.d_model})
     if widths:
-        lines.append(("models", f"{len(summary.models)}, of width {span(widths, 6)}"))
+        lines.append(("models", f"{len(summary.models)}, of width {span(widths, whole)}"))
     hooks = sorted({row.hook_point for row in primary if row.hook_point})
     if hooks:
         lines.append(("counted at", listed(hooks)))
     if primary and primary[0].n_seeds:
-        seeds = span([row.n_seeds for row in primary if row.n_seeds])
+        seeds = span([row.n_seeds for row in primary if row.n_seeds], whole)
         lines.append(("dictionaries", f"{seeds} seeds per count"))
     if primary and primary[0].n_tokens:
-        tokens = span([row.n_tokens for row in primary if row.n_tokens], 6)
+        tokens = span([row.n_tokens for row in primary if row.n_tokens], whole)
         lines.append(("counted on", f"{tokens} held-out tokens"))
     if summary.wall_time_seconds is not None:
         lines.append(("took", duration(summary.wall_time_seconds)))
@@ -124,7 +124,8 @@ def _scaling_lines(summary: Summary) -> list[str]:
         return [f"No curve was fitted to the loss{why}."]
     lines = [
         f"L = A / m^alpha + B over {plural(len(summary.models), 'model')}: "
-        f"alpha = {in_prose(scaling.alpha)}, A = {in_prose(scaling.A)}, B = {in_prose(scaling.B)}."
+        f"alpha = {in_prose(scaling.alpha)}, A = {in_prose(scaling.A, 3)}, "
+        f"B = {in_prose(scaling.B, 3)}."
     ]
     if scaling.identified is False:
         why = f" ({scaling.reason})" if scaling.reason else ""
@@ -134,7 +135,7 @@ def _scaling_lines(summary: Summary) -> list[str]:
 
 def _vega() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script that defines `vegaEmbed`."""
-    bundle = vl_convert.javascript_bundle()
+    bundle = vl_convert.javascript_bundle(None)
     # It stands between script tags, and its hash is taken before a parser normalises line ends.
     if "</script" in bundle or "<!--" in bundle or "\r" in bundle:
         raise RuntimeError("the Vega bundle cannot be inlined as it is: it would close its script")

@@ -14,6 +14,7 @@ from interp.report.wording import (
     significant,
     size,
     verdict,
+    whole,
     with_interval,
 )
 
@@ -53,13 +54,13 @@ def packing_table(rows: Sequence[PackingRow]) -> Table:
         "Count [95%]": lambda r: with_interval(r.count),
         "Untrained twin, per dimension": _twin,
         "Minus twin": _minus_twin,
-        "D": lambda r: significant(r.d_sae),
-        "k": lambda r: significant(r.k),
+        "D": lambda r: whole(r.d_sae),
+        "k": lambda r: whole(r.k),
         "FVU": lambda r: significant(r.fvu),
         "FVU matched": lambda r: _flag_or_number(r.fvu_matched),
-        "Tokens per latent": lambda r: significant(r.tokens_per_latent),
-        "Held-out tokens": lambda r: significant(r.n_tokens),
-        "Seeds": lambda r: significant(r.n_seeds),
+        "Tokens per latent": lambda r: whole(r.tokens_per_latent),
+        "Held-out tokens": lambda r: whole(r.n_tokens),
+        "Seeds": lambda r: whole(r.n_seeds),
         "Converged": lambda r: verdict(r.converged),
         "Identified": lambda r: verdict(r.identified) + (f": {r.reason}" if r.reason else ""),
         "Calibration": lambda r: r.calibration,
@@ -132,7 +133,7 @@ def correlation_table(summary: Summary) -> Table | None:
             c.arm,
             c.estimator,
             percent(c.layer_fraction),
-            significant(c.n_models),
+            whole(c.n_models),
             with_interval(c.spearman),
             significant(c.p_exact, 2),
             significant(c.partial_spearman_given_d_model),
@@ -201,7 +202,7 @@ def _cell(value: Any) -> str:
         return "–"
     if isinstance(value, str):
         return value.replace("random_init", "untrained twin")
-    return f"{value:,.0f}"
+    return whole(value)
 
 
 def _folded(

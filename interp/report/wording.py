@@ -1,7 +1,7 @@
 """Numbers and lists as a reader sees them, in prose and in tables."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from interp.report.records import Interval
 
@@ -26,6 +26,11 @@ def fixed(value: float, places: int) -> str:
     if not any(digit in text for digit in "123456789"):
         return text.removeprefix("-")
     return text.replace("-", "−")
+
+
+def whole(value: float | None) -> str:
+    """12000 -> 12,000; "–" for None."""
+    return ABSENT if value is None else f"{value:,.0f}"
 
 
 def decimals(value: float, digits: int = 3) -> int:
@@ -71,9 +76,11 @@ def in_prose(estimate: Interval, digits: int = 2) -> str:
     return f"{value} (95% interval {low} to {high})"
 
 
-def span(values: Sequence[float], digits: int = 2) -> str:
-    """`1.5 to 2.9`, or one number if that is all there is."""
-    low, high = significant(min(values), digits), significant(max(values), digits)
+def span(values: Sequence[float], show: Callable[[float], str] | None = None) -> str:
+    """`1.5 to 2.9`, or one number if that is all there is; two significant digits by default."""
+    low, high = (
+        significant(end, 2) if show is None else show(end) for end in (min(values), max(values))
+    )
     return low if low == high else f"{low} to {high}"
 
 

@@ -1,0 +1,205 @@
+"""The steps behind `interp ladder`: corpus, learning-rate bracket, training, shipping."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from interp.errors import UserError
+from interp.ladder import CHECKPOINTS, PREFIX, RECORDS_FILE, tokenizer_path
+from interp.ladder import corpus as corpus_module
+from interp.ladder.card import BRACKET_FILE, write_card
+from interp.ladder.recipe import (
+    BRACKET,
+    BRACKET_TOKENS,
+    WIDTHS,
+    Recipe,
+    learning_rates,
+)
+from interp.ladder.tokenizer import TOKENIZER_DOCUMENTS, token_stream, train_tokenizer
+from interp.ladder.train import Progress, build_model, train
+
+SPLITS = ("train", "held_out")
+
+
+def corpus(work_dir: Path) -> None:
+    """Wheels -> text -> tokenizer -> token streams, in `work_dir`."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    manifest = corpus_module.build(work_dir, _say)
+    _write(work_dir / "corpus_manifest.json", manifest)
+    texts = pq.read_table(work_dir / "train.parquet")["text"].to_pylist()
+    tokenizer = train_tokenizer(texts[:TOKENIZER_DOCUMENTS], work_dir / "tokenizer")
+    for split in SPLITS:
+        texts = pq.read_table(work_dir / f"{split}.parquet")["text"].to_pylist()
+        ids = np.concatenate(list(token_stream(tokenizer, texts)))
+        np.save(work_dir / f"{split}.npy", ids)
+        _say(f"{split}: {len(ids):,} tokens")
+
+
+def bracket(work_dir: Path, widths: Sequence[int] | None = None) -> None:
+    """Short runs around the chosen learning rates; writes `bracket.json` into `work_dir`."""
+    ids = _ids(work_dir)
+    found: list[dict[str, float]] = []
+    for d_model, pairs in BRACKET.items():
+        if widths and d_model not in widths:
+            continue
+        for lr, lr_hidden in pairs:
+            recipe = Recipe(
+                d_model=d_model, lr=lr, lr_hidden=lr_hidden, n_tokens=BRACKET_TOKENS[d_model]
+            )
+            run_dir = work_dir / "bracket" / f"d{d_model:03d}-{lr:g}-{lr_hidden:g}"
+            log = _finished_log(run_dir)
+            if log is None:
+                train(recipe, ids["train"], ids["held_out"], run_dir, heartbeat=_heartbeat(recipe))
+                log = _finished_log(run_dir)
+            assert log is not None
+            found.append(
+                {
+                    "d_model": d_model,
+                    "lr": lr,
+                    "lr_hidden": lr_hidden,
+                    "n_tokens": recipe.n_tokens,
+                    "held_out_loss_nats": log[-1]["held_out_loss_nats"],
+                }
+            )
+            _write(work_dir / "bracket.json", found)
+            _say(f"d_model {d_model}, lr {lr:g}, hidden {lr_hidden:g}: "
+                 f"{found[-1]['held_out_loss_nats']:.4f} nats")  # fmt: skip
+
+
+def train_all(
+    work_dir: Path,
+    widths: Sequence[int] | None = None,
+    *,
+    ship: bool = False,
+    evaluate: Callable[[str], dict[str, Any]] = lambda _: {},
+) -> None:
+    """Train each width (those that are finished are not trained again).
+
+    `ship` puts them into the package, with a record and the model card; `evaluate` adds what it
+    returns for a shipped model's name to its record.
+    """
+    ids = _ids(work_dir)
+    baseline = bigram_loss(ids["train"], ids["held_out"])
+    _say(f"token bigram on held-out projects: {baseline:.4f} nats per token")
+    for d_model in widths or WIDTHS:
+        lr, lr_hidden = learning_rates(d_model)
+        recipe = Recipe(d_model=d_model, lr=lr, lr_hidden=lr_hidden)
+        run_dir = work_dir / "main" / f"d{d_model:03d}"
+        model = train(recipe, ids["train"], ids["held_out"], run_dir, heartbeat=_heartbeat(recipe))
+        if ship:
+            log = _finished_log(run_dir)
+            assert log is not None
+            export(model, recipe, log, baseline, work_dir)
+            add_to_record(f"{PREFIX}d{d_model:03d}", evaluate(f"{PREFIX}d{d_model:03d}"))
+    if ship:
+        shutil.copyfile(work_dir / "corpus_manifest.json", corpus_module.MANIFEST_FILE)
+        if (work_dir / "bracket.json").exists():
+            shutil.copyfile(work_dir / "bracket.json", BRACKET_FILE)
+        write_card()
+
+
+def bigram_loss(train_ids: np.ndarray, held_out_ids: np.ndarray, d_vocab: int = 1024) -> float:
+    """Held-out loss of a token bigram of the training text, nats per token.
+
+    Witten-Bell smoothing onto the unigram, itself with one count added to each token.
+    """
+    pairs = train_ids[:-1].astype(np.int64) * d_vocab + train_ids[1:]
+    counts = np.bincount(pairs, minlength=d_vocab**2).reshape(d_vocab, d_vocab).astype(float)
+    unigram = counts.sum(0) + 1
+    unigram /= unigram.sum()
+    rows, kinds = counts.sum(1, keepdims=True), (counts > 0).sum(1, keepdims=True)
+    smoothed = (counts + kinds * unigram) / np.maximum(rows + kinds, 1)
+    smoothed[rows[:, 0] == 0] = unigram
+    return float(-np.log(smoothed[held_out_ids[:-1], held_out_ids[1:]]).mean())
+
+
+def export(
+    model: Any, recipe: Recipe, log: list[dict[str, Any]], baseline: float, work_dir: Path
+) -> None:
+    """Put a finished model into the package: fp16 safetensors, config, and its record.
+
+    The attention implementation used in training is not part of the model and is not saved.
+    """
+    name = f"d{recipe.d_model:03d}"
+    tokenizer_path().mkdir(parents=True, exist_ok=True)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(work_dir / "tokenizer" / file, tokenizer_path() / file)
+    fresh = build_model(recipe.d_model)
+    fresh.load_state_dict(model.state_dict())
+    fresh.set_attn_implementation("sdpa")
+    fresh.config.train_tokens = recipe.n_tokens
+    with tempfile.TemporaryDirectory(dir=CHECKPOINTS) as partial:
+        fresh.half().save_pretrained(partial)
+        target = CHECKPOINTS / name
+        target.mkdir(exist_ok=True)
+        for file in ("config.json", "model.safetensors"):
+            shutil.move(str(Path(partial) / file), target / file)
+    losses = [line["train_loss_nats"] for line in log]
+    record = {
+        "d_model": recipe.d_model,
+        "n_params": fresh.num_parameters(),
+        "recipe": recipe.model_dump(),
+        "held_out_projects_nats_per_token": log[-1]["held_out_loss_nats"],
+        "bigram_nats_per_token": baseline,
+        # A spike: a logged mean that rises by more than 0.2 nats over the one before.
+        "loss_spikes": sum(b - a > 0.2 for a, b in pairwise(losses)),
+        "train_loss_nats": [[line["n_tokens"], round(line["train_loss_nats"], 4)] for line in log],
+    }
+    add_to_record(PREFIX + name, record)
+
+
+def add_to_record(name: str, facts: dict[str, Any]) -> None:
+    """Merge facts into the committed record of a shipped model."""
+    records = json.loads(RECORDS_FILE.read_text()) if RECORDS_FILE.exists() else {}
+    records[name] = records.get(name, {}) | facts
+    _write(RECORDS_FILE, dict(sorted(records.items())))
+
+
+def _ids(work_dir: Path) -> dict[str, np.ndarray]:
+    for split in SPLITS:
+        if not (work_dir / f"{split}.npy").exists():
+            raise UserError(f"{work_dir} has no {split}.npy; run `interp ladder corpus` first")
+    return {
+        "train": np.load(work_dir / "train.npy", mmap_mode="r"),
+        "held_out": np.load(work_dir / "held_out.npy"),
+    }
+
+
+def _finished_log(run_dir: Path) -> list[dict[str, Any]] | None:
+    file = run_dir / "log.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _heartbeat(recipe: Recipe) -> Any:
+    def say(line: Progress) -> None:
+        left = (recipe.n_tokens - line.n_tokens) / max(line.tokens_per_second, 1e-9)
+        held_out = line.held_out_loss_nats
+        _say(
+            f"d_model {recipe.d_model}: step {line.step}/{recipe.n_steps}, "
+            f"train {line.train_loss_nats:.4f} nats"
+            + ("" if held_out is None else f", held-out {held_out:.4f}")
+            + f", {line.tokens_per_second / 1e3:.1f}k tokens/s, {math.ceil(left / 60)} min left"
+        )
+
+    return say
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _write(path: Path, value: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(path)

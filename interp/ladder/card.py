@@ -1,0 +1,112 @@
+"""MODEL_CARD.md of the ladder, written from the records so that no figure is typed by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from interp.ladder import RECORDS_FILE
+from interp.ladder.corpus import MANIFEST_FILE
+from interp.ladder.recipe import HEAD_SIZE, N_CTX, N_LAYERS, VOCAB_SIZE, Recipe
+
+CARD_FILE = Path(__file__).with_name("MODEL_CARD.md")
+BRACKET_FILE = Path(__file__).with_name("bracket.json")
+
+_HEAD = """# Model card: the superscope ladder
+
+Small GPT-2-architecture language models of Python source, one family of increasing width, trained
+by this project's own recipe so that a study of packing and loss runs on any machine, offline.
+
+- **Architecture**: `GPT2LMHeadModel`, {n_layers} layers, context {n_ctx}, head size {head_size} at
+  every width, tied embeddings, no dropout, tanh GELU; initial weights scaled with 1/sqrt(d_model).
+- **Tokenizer**: one for all, byte-level BPE of {vocab} tokens, trained on the training split.
+- **Data**: {train_mb:.0f} MB of Python source ({n_train} projects, permissive licences, pinned
+  versions and SHA-256 in `corpus_manifest.json`); {n_held_out} more projects
+  ({held_out_mb:.0f} MB) are held out whole. None is among this project's own locked dependencies.
+  Dropped: {near:,} files that nearly duplicate the evaluation texts (at least
+  {containment:.0%} of their sampled {shingle}-token shingles occur in the installed dependencies or
+  the standard library), {duplicates:,} duplicates of other training files, {tables:,} generated
+  tables, {short:,} files under {min_bytes} bytes, and {over:,} files of projects that had reached
+  their cap of {cap_mb:.0f} MB. A document is cut at {max_kb} KB.
+- **Recipe**: {n_tokens:,} tokens, the same in the same order for every model, batches of
+  {batch:,}; AdamW ({beta1}, {beta2}), weight decay {decay}, gradient clip {clip}; warm-up
+  {warmup:.0%}, stable, linear decay to zero over the last {fall:.0%}. Learning rate
+  0.008 (32/d)^(1/3) for embeddings, biases and norms, 0.048/d inside the blocks. bf16 matrix
+  products, fp32 weights and loss.
+- **Hardware**: two CPU cores, two models at a time.
+- **Shipped**: fp16 weights. `interp ladder corpus`, then `interp ladder train`, reproduce them.
+
+## Losses
+
+Nats per token. "Held-out projects" is what training was judged by; `deps` and `stdlib` are the
+evaluation texts of the studies (held-out documents).
+
+| model | parameters | held-out projects | deps | stdlib | loss spikes |
+|---|---|---|---|---|---|
+"""
+
+_TAIL = """
+A token bigram of the training text has {bigram:.4f} nats per token on the held-out projects. A
+spike is a rise of the mean training loss of 64 steps by more than 0.2 nats. Losses are published as
+they fell: where a wider model is not better, that is the result.
+
+## Learning-rate bracket
+
+Short runs with the same schedule; held-out loss in nats per token. They ran on the same corpus with
+one more project in it, which was then dropped because it became a dependency.
+
+| d_model | tokens | lr | lr inside blocks | held-out loss |
+|---|---|---|---|---|
+{bracket}
+
+## Intended use and limits
+
+For research on features, superposition and scaling, where knowing exactly what a model saw matters
+more than its quality. They write no useful code, know only Python source, and inherit whatever
+their sources contain. Equal tokens for every width mean that narrow models saw far more tokens per
+parameter than wide ones: a loss-width exponent from this ladder is "alpha at fixed tokens".
+"""
+
+
+def card_text(
+    records: Mapping[str, Any], manifest: Mapping[str, Any], bracket: list[Mapping[str, Any]]
+) -> str:
+    """The whole card."""
+    recipe = Recipe.model_validate(next(iter(records.values()))["recipe"])
+    totals, rule = manifest["totals"], manifest["rule"]
+    splits = [p["split"] for p in manifest["projects"]]
+    head = _HEAD.format(
+        n_layers=N_LAYERS, n_ctx=N_CTX, head_size=HEAD_SIZE, vocab=VOCAB_SIZE,
+        train_mb=manifest["bytes"]["train"] / 1e6, held_out_mb=manifest["bytes"]["held_out"] / 1e6,
+        n_train=splits.count("train"), n_held_out=splits.count("held_out"),
+        near=totals["near evaluation text"], containment=rule["evaluation_containment"],
+        shingle=rule["shingle_tokens"], duplicates=totals["near duplicate"] + totals["duplicate"],
+        tables=totals["generated table"], short=totals["too short"], min_bytes=rule["min_bytes"],
+        over=totals["over the project cap"], cap_mb=rule["project_bytes"] / 1e6,
+        max_kb=rule["max_bytes"] // 1024, n_tokens=recipe.n_tokens, batch=recipe.batch_tokens,
+        beta1=recipe.beta1, beta2=recipe.beta2, decay=recipe.weight_decay, clip=recipe.clip_norm,
+        warmup=recipe.warmup_fraction, fall=recipe.decay_fraction,
+    )  # fmt: skip
+    rows = [
+        f"| `{name}` | {r['n_params']:,} | {r['held_out_projects_nats_per_token']:.4f} "
+        f"| {r['deps_nats_per_token']:.4f} | {r['stdlib_nats_per_token']:.4f} "
+        f"| {r['loss_spikes']} |"
+        for name, r in records.items()
+    ]
+    tries = [
+        f"| {b['d_model']} | {b['n_tokens']:,} | {b['lr']:g} | {b['lr_hidden']:g} "
+        f"| {b['held_out_loss_nats']:.4f} |"
+        for b in sorted(bracket, key=lambda b: (b["d_model"], b["lr"], b["lr_hidden"]))
+    ]
+    bigram = next(iter(records.values()))["bigram_nats_per_token"]
+    return head + "\n".join(rows) + "\n" + _TAIL.format(bigram=bigram, bracket="\n".join(tries))
+
+
+def write_card() -> None:
+    """Write the card from the committed records."""
+    records, manifest, bracket = (
+        json.loads(f.read_text()) for f in (RECORDS_FILE, MANIFEST_FILE, BRACKET_FILE)
+    )
+    CARD_FILE.write_text(card_text(records, manifest, bracket))

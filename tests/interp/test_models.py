@@ -1,0 +1,200 @@
+"""Loading: what a model says about itself, and every way a checkpoint can be refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from interp import hub, ladder, models
+from interp.errors import UserError
+from interp.models import list_models, load
+
+
+@pytest.fixture
+def copy(tiny_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint to damage."""
+    return Path(shutil.copytree(tiny_dir, tmp_path / "copy"))
+
+
+def refused(name: str | Path) -> str:
+    with pytest.raises(UserError) as error:
+        load(str(name))
+    message = str(error.value)
+    assert "\n" not in message
+    assert len(message) < 400
+    return message
+
+
+def test_a_directory_loads_with_its_facts(tiny_dir: Path) -> None:
+    model = load(str(tiny_dir))
+    assert (model.d_model, model.n_layers, model.n_ctx, model.d_vocab) == (32, 3, 32, 300)
+    assert model.family == "gpt2"
+    assert model.train_tokens is None
+    assert model.bos_id == 0
+    # GPT-2: tied embeddings, positions, per block 12 d^2 + 13 d, final norm 2 d.
+    assert model.n_params == 300 * 32 + 32 * 32 + 3 * (12 * 32**2 + 13 * 32) + 2 * 32
+    weights = (tiny_dir / "model.safetensors").read_bytes()
+    assert model.weights_sha256 == hashlib.sha256(weights).hexdigest()
+    assert not model.hf.training
+    assert not any(p.requires_grad for p in model.hf.parameters())
+    assert model.unembedding.shape == (300, 32)
+
+
+def test_half_precision_files_load_as_float32(tiny_model: Any, copy: Path) -> None:
+    tiny_model.hf.__class__.from_pretrained(copy, dtype=torch.float16).save_pretrained(copy)
+    model = load(str(copy))
+    assert {p.dtype for p in model.hf.parameters()} == {torch.float32}
+    for mine, exact in zip(model.hf.parameters(), tiny_model.hf.parameters(), strict=True):
+        torch.testing.assert_close(mine, exact, atol=2e-3, rtol=1e-3)
+    assert load(str(copy), dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_train_tokens_come_from_the_config(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"train_tokens": 123}))
+    assert load(str(copy)).train_tokens == 123
+
+
+def test_ladder_names_load_with_the_shared_tokenizer(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "tokenizer"
+    shared.mkdir()
+    for file in copy.glob("*token*"):
+        shutil.move(file, shared / file.name)
+    monkeypatch.setattr(ladder, "names", lambda: ["ladder/d032"])
+    monkeypatch.setattr(ladder, "checkpoint_path", lambda name: copy)
+    monkeypatch.setattr(ladder, "tokenizer_path", lambda: shared)
+    model = load("ladder/d032")
+    assert model.family == "ladder"
+    assert len(model.tokenizer) == 300
+    assert "ladder/d032" in refused("ladder/d999")
+    info = list_models()[0]
+    assert (info.name, info.family, info.d_model) == ("ladder/d032", "ladder", 32)
+    assert info.n_params == model.n_params
+    assert info.size_bytes == (copy / "model.safetensors").stat().st_size
+
+
+def test_a_truncated_checkpoint_is_refused(copy: Path) -> None:
+    file = copy / "model.safetensors"
+    whole = file.read_bytes()
+    for size in (len(whole) - 1, len(whole) // 2, 5, 0):
+        file.write_bytes(whole[:size])
+        assert "model.safetensors is truncated or damaged" in refused(copy)
+
+
+def test_a_checkpoint_that_lacks_tensors_is_refused(copy: Path) -> None:
+    """transformers would fill them with random weights and say so in a log line."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["transformer.h.1.mlp.c_fc.weight"]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    assert "h.1.mlp.c_fc.weight" in refused(copy)
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"n_embd": 64}))
+    assert "copy the checkpoint again" in refused(copy)
+
+
+def test_a_directory_without_tokenizer_is_refused(copy: Path) -> None:
+    for file in copy.glob("*token*"):
+        file.unlink()
+    assert "no tokenizer files" in refused(copy)
+
+
+def test_a_broken_tokenizer_is_refused(copy: Path) -> None:
+    (copy / "tokenizer.json").write_text("{")
+    assert "tokenizer" in refused(copy)
+
+
+def test_a_directory_without_weights_or_config_is_refused(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    assert "model.safetensors is missing; copy" in refused(copy)
+    (copy / "pytorch_model.bin").write_bytes(b"")
+    assert "pickled weights are not read" in refused(copy)
+    (copy / "config.json").write_text("{")
+    assert "not valid JSON" in refused(copy)
+    (copy / "config.json").unlink()
+    assert "no config.json" in refused(copy)
+
+
+def test_a_missing_shard_is_named(copy: Path) -> None:
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    shutil.copy(copy / "model.safetensors", copy / "model-1.safetensors")
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model-2.safetensors is missing" in refused(copy)
+    (copy / "model.safetensors.index.json").write_text("[]")
+    assert "damaged" in refused(copy)
+
+
+def test_an_unsupported_architecture_is_refused(copy: Path) -> None:
+    (copy / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    assert "'t5' is not supported; supported: gpt2" in refused(copy)
+
+
+def test_paths_that_are_no_directories_are_told_from_names(tmp_path: Path) -> None:
+    assert "no such directory" in refused(tmp_path / "absent")
+    file = tmp_path / "file"
+    file.write_text("x")
+    assert "is a file" in refused(file)
+
+
+def test_an_unknown_name_asks_the_hub_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def require(name: str, kind: str, *, otherwise: str) -> None:
+        asked.append(name)
+        raise UserError(f"no hub; {otherwise}")
+
+    monkeypatch.setattr(hub, "require", require)
+    assert "interp models" in refused("gpt5")
+    assert asked == ["gpt5"]
+
+
+def test_a_name_in_the_hub_cache_loads_without_asking(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "cached_file", lambda *a: str(tiny_dir / "config.json"))
+    monkeypatch.setattr(hub, "require", lambda *a, **k: pytest.fail("asked the hub"))
+    assert load("someone/tiny").d_model == 32
+
+
+def test_devices_that_are_not_here_are_refused(tiny_dir: Path) -> None:
+    with pytest.raises(UserError, match="unknown device"):
+        load(str(tiny_dir), device="abacus")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="not available here; use cpu"):
+            load(str(tiny_dir), device="cuda")
+
+
+def test_loading_prints_nothing(tiny_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load(str(tiny_dir))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_in_training_mode_is_wrapped_in_eval_mode(
+    save_tiny: Callable[..., Path], tmp_path: Path, tiny_model: Any
+) -> None:
+    from transformers import GPT2LMHeadModel
+
+    hf = GPT2LMHeadModel.from_pretrained(save_tiny(tmp_path / "other", d_model=16)).train()
+    model = models.wrap(
+        hf,
+        tiny_model.tokenizer,
+        name="x",
+        family="x",
+        train_tokens=None,
+        weights_sha256="",
+    )
+    assert not model.hf.training
+    assert model.d_model == 16

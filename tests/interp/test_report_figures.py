@@ -1,0 +1,194 @@
+"""The figures: every number of the run in them, nothing by colour alone, files on white."""
+
+import copy
+import itertools
+import struct
+from typing import Any
+
+import pytest
+import report_run
+
+from interp.report import marks, static
+from interp.report.figures import all_figures
+from interp.report.reading import read_summary
+from interp.report.theme import KINDS, SHAPES, dark, light
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, marks.Figure]:
+    return all_figures(read_summary(report_run.summary()))
+
+
+def layers(figure: marks.Figure, mark: str) -> list[dict[str, Any]]:
+    return [one for one in figure.spec["layer"] if one["mark"]["type"] == mark]
+
+
+def symbols(figure: marks.Figure) -> list[dict[str, Any]]:
+    (found,) = [one for one in layers(figure, "point") if "fill" in one["encoding"]]
+    return found["data"]["values"]
+
+
+def test_a_full_run_has_every_figure_and_a_bare_one_none(
+    figures: dict[str, marks.Figure],
+) -> None:
+    assert list(figures) == [
+        "packing_against_loss",
+        "loss_against_width",
+        "packing_against_width",
+        "exponent",
+        "packing_against_width_all",
+        "packing_by_depth",
+    ]
+    assert all_figures(read_summary({})) == {}
+
+
+def test_the_headline_has_one_point_per_model_and_one_per_twin(
+    figures: dict[str, marks.Figure],
+) -> None:
+    drawn = symbols(figures["packing_against_loss"])
+    trained = {point["label"]: point for point in drawn if point["kind"] in KINDS[:2]}
+    assert set(trained) == {str(width) for width in report_run.WIDTHS}
+    for width in report_run.WIDTHS:
+        point = trained[str(width)]
+        assert point["x"] == pytest.approx(report_run.loss(width))
+        assert point["y"] == pytest.approx(report_run.CONTEXTUAL[width])
+    twins = {point["label"]: point for point in drawn if point["kind"] in KINDS[2:]}
+    assert set(twins) == {str(width) for width in report_run.TWIN_WIDTHS}
+    # A twin stands at the loss of the model it mirrors.
+    assert all(twins[label]["x"] == trained[label]["x"] for label in twins)
+
+
+def test_unconverged_is_hollow_and_censored_has_an_arrow_for_an_upper_end(
+    figures: dict[str, marks.Figure],
+) -> None:
+    figure = figures["packing_against_loss"]
+    kinds = {point["label"]: point["kind"] for point in symbols(figure) if "arrow" in point}
+    assert kinds["192"] == "trained, not converged"
+    assert {kinds[label] for label in kinds if label != "192"} == {"trained"}
+    twins = {p["label"]: p["kind"] for p in symbols(figure) if "arrow" not in p}
+    assert twins["64"] == "untrained twin, not converged"
+    (arrow,) = [one for one in layers(figure, "point") if "fill" not in one["encoding"]]
+    assert [point["label"] for point in arrow["data"]["values"]] == ["256"]
+    (censored,) = arrow["data"]["values"]
+    assert censored["high"] == censored["y"]
+
+
+def test_kinds_differ_by_shape_or_fill_and_not_only_by_colour() -> None:
+    for theme in (light(), dark()):
+        paper = theme["background"]
+        hollow = [fill == paper for fill in theme["range"]["ordinal"]]
+        assert len(set(zip(SHAPES, hollow, strict=True))) == len(KINDS)
+
+
+def contrast_ratio(one: str, other: str) -> float:
+    """WCAG 2.2 contrast ratio of two #rrggbb colours."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    bright, dim = sorted((luminance(one), luminance(other)), reverse=True)
+    return (bright + 0.05) / (dim + 0.05)
+
+
+def test_marks_and_words_stand_out_from_the_paper() -> None:
+    assert contrast_ratio("#ffffff", "#000000") == pytest.approx(21)
+    for theme in (light(), dark()):
+        paper = theme["background"]
+        # WCAG: 3 for graphical objects, 4.5 for text.
+        assert all(contrast_ratio(paper, stroke) >= 3 for stroke in theme["range"]["category"])
+        for words in (theme["axis"]["labelColor"], theme["style"]["note"]["color"]):
+            assert contrast_ratio(paper, words) >= 4.5
+
+
+def test_no_specification_names_a_colour(figures: dict[str, marks.Figure]) -> None:
+    def colours(value: Any) -> list[str]:
+        if isinstance(value, dict):
+            return [c for inner in value.values() for c in colours(inner)]
+        if isinstance(value, list):
+            return [c for inner in value for c in colours(inner)]
+        return [value] if isinstance(value, str) and value.startswith("#") else []
+
+    for figure in figures.values():
+        assert colours(figure.spec) == []
+        assert "config" not in figure.spec
+
+
+def test_the_alternative_text_tells_every_point(figures: dict[str, marks.Figure]) -> None:
+    text = figures["packing_against_loss"].alt
+    assert "width 32: 1.83 [1.70, 1.94] at 2.94 nats per token, untrained twin 0.118" in text
+    assert "width 192" in text
+    assert "not converged" in text
+    assert "censored at D" in text
+    assert all(figure.alt.endswith(".") for figure in figures.values())
+
+
+def test_the_loss_curve_is_the_fitted_formula(figures: dict[str, marks.Figure]) -> None:
+    (curve,) = layers(figures["loss_against_width"], "line")
+    for point in (curve["data"]["values"][0], curve["data"]["values"][-1]):
+        assert point["y"] == pytest.approx(8.31 / point["x"] ** 0.61 + 1.94)
+    assert [curve["data"]["values"][i]["x"] for i in (0, -1)] == pytest.approx([32, 256])
+
+
+def test_reference_lines_have_the_slopes_they_are_labelled_with(
+    figures: dict[str, marks.Figure],
+) -> None:
+    same, stock = layers(figures["packing_against_width"], "line")
+    ends = [[line["data"]["values"][i]["y"] for i in (0, -1)] for line in (same, stock)]
+    assert ends[0][0] == pytest.approx(ends[0][1])
+    # A fixed stock over eight times the dimensions is an eighth per dimension.
+    assert ends[1][0] / ends[1][1] == pytest.approx(8)
+
+
+def test_without_a_fit_there_is_no_curve_and_without_beta_no_lines() -> None:
+    data = report_run.summary()
+    data["scaling"], data["exponent"] = {"reason": "three widths"}, {"beta": None}
+    found = all_figures(read_summary(data))
+    assert layers(found["loss_against_width"], "line") == []
+    assert "no curve" in found["loss_against_width"].alt
+    assert "exponent" not in found
+
+
+def test_missing_numbers_are_left_out_and_not_drawn_at_zero() -> None:
+    data = report_run.summary()
+    for record in data["packing"]:
+        if record["model"] == "ladder/d048":
+            record |= {"value": None, "per_dim": None, "ci_low": None, "ci_high": None}
+    data["models"][2]["loss_nats_per_token"] = None
+    found = all_figures(read_summary(data))
+    labels = {point["label"] for point in symbols(found["packing_against_loss"])}
+    assert labels == {"32", "96", "128", "160", "192", "256"}
+
+
+def test_several_sizes_give_a_profile_over_them() -> None:
+    data = report_run.summary()
+    wider = [report_run.packing_record(w) | {"d_sae": 16 * w} for w in (32, 64)]
+    data["packing"] += wider
+    found = all_figures(read_summary(data))["packing_by_dictionary_size"]
+    assert {point["x"] for point in symbols(found)} == {8, 16}
+
+
+def test_labels_at_line_ends_keep_their_order_and_their_distance() -> None:
+    assert marks.spread([1, 1.1, 3], 1) == pytest.approx([0.55, 1.55, 3])
+    assert marks.spread([], 1) == []
+    values = [2.0, 2.05, 2.1, 0.1, 2.9, 3.0]
+    moved = marks.spread(values, 0.4)
+    order = sorted(range(len(values)), key=values.__getitem__)
+    gaps = [moved[b] - moved[a] for a, b in itertools.pairwise(order)]
+    assert min(gaps) >= 0.4 - 1e-9
+    assert sum(moved) == pytest.approx(sum(values))
+
+
+def test_files_are_white_and_wide_enough_for_a_readme(figures: dict[str, marks.Figure]) -> None:
+    figure = figures["packing_against_loss"]
+    before = copy.deepcopy(figure.spec)
+    vector = static.svg(figure)
+    assert 'fill="#ffffff"' in vector
+    assert "Contextual features per dimension against loss" in vector
+    picture = static.png(vector)
+    assert picture.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", picture[16:24])
+    assert width == 1600
+    assert 800 < height < 1600
+    assert figure.spec == before

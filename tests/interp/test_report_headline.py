@@ -1,0 +1,273 @@
+"""The sentences: every verdict, and the caveats that the first sentence must carry."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import report_run
+
+from interp.report import headline
+from interp.report.caveats import caveats
+from interp.report.contrast import Verdict, contrast
+from interp.report.headline import answer, reading_of
+from interp.report.reading import read_summary
+from interp.report.records import Exponent, Interval
+
+Data = dict[str, Any]
+
+
+def first(data: Data) -> str:
+    return headline(data)
+
+
+def primary(data: Data) -> list[Data]:
+    return [p for p in data["packing"] if p["layer"] == 1 and p["about"] == "contextual"]
+
+
+def with_twins(ratio: Callable[[int], float], spread: float = 0.3) -> Data:
+    """Twins at `ratio(width)` times the trained count, at every width; nothing else in the way."""
+    data = report_run.summary()
+    data["packing"] = []
+    for width in report_run.WIDTHS:
+        record = report_run.packing_record(width)
+        record |= {
+            "converged": True,
+            "identified": True,
+            "reason": None,
+            "ci_high": 1.06 * record["value"],
+        }
+        value = ratio(width) * record["value"]
+        record["controls"] = [
+            {
+                "name": "random_init",
+                "value": value,
+                "per_dim": value / width,
+                "ci_low": value - spread * width,
+                "ci_high": value + spread * width,
+                "converged": True,
+            }
+        ]
+        data["packing"].append(record)
+    return data
+
+
+def test_the_realistic_run_says_what_was_found() -> None:
+    # Width 192 is unconverged (2.33), 256 censored: the span is over the seven that count.
+    assert first(report_run.summary()) == (
+        "At half depth, 7 trained models of width 32 to 256 pack at least 1.8 to 2.9 contextual "
+        "features per dimension (censored at D for width 256); the untrained twins at 4 of the "
+        "widths pack 0.066 to 0.12 (not all converged)."
+    )
+
+
+def test_trained_minus_twin_by_hand() -> None:
+    data = with_twins(lambda width: 0.5)
+    row = read_summary(data).primary_rows[0]
+    found = contrast(row)
+    assert found is not None
+    a, spread = report_run.CONTEXTUAL[32], 0.3
+    assert found.difference.value == pytest.approx(0.5 * a)
+    assert found.difference.low == pytest.approx(0.5 * a - np.hypot(0.07 * a, spread))
+    assert found.difference.high == pytest.approx(0.5 * a + np.hypot(0.06 * a, spread))
+    assert found.verdict is Verdict.MORE
+
+
+def test_the_interval_of_a_difference_covers_as_it_claims() -> None:
+    # Independent normal estimates with exact intervals: MOVER is then the textbook interval.
+    rng = np.random.default_rng(0)
+    sd_a, sd_b, truth, covered, n = 0.3, 0.5, 0.7, 0, 4000
+    for a, b in zip(rng.normal(1.7, sd_a, n), rng.normal(1.0, sd_b, n), strict=True):
+        record = report_run.packing_record(32) | {
+            "per_dim": a,
+            "value": 32 * a,
+            "ci_low": 32 * (a - 1.96 * sd_a),
+            "ci_high": 32 * (a + 1.96 * sd_a),
+            "controls": [
+                {
+                    "name": "random_init",
+                    "value": 32 * b,
+                    "per_dim": b,
+                    "ci_low": 32 * (b - 1.96 * sd_b),
+                    "ci_high": 32 * (b + 1.96 * sd_b),
+                }
+            ],
+        }
+        (row,) = read_summary({"models": [], "packing": [record]}).packing
+        found = contrast(row)
+        assert found is not None
+        low, high = found.difference.low, found.difference.high
+        assert low is not None
+        assert high is not None
+        covered += low <= truth <= high
+    # The standard error of a 95% coverage over 4,000 draws is 0.35%.
+    assert covered / n == pytest.approx(0.95, abs=0.011)
+
+
+def test_no_difference_from_the_twin_is_the_first_thing_said() -> None:
+    text = first(with_twins(lambda width: 1.0))
+    assert text.startswith("Packing is not distinguishable from an untrained network's: ")
+    assert "trained minus twin includes zero" in text
+
+
+def test_no_difference_at_some_widths_names_them_first() -> None:
+    text = first(with_twins(lambda width: 1.0 if width in (48, 64) else 0.1))
+    assert text.startswith(
+        "Packing is not distinguishable from an untrained network's at widths 48 and 64 "
+        "(2 of 8 models with a twin): "
+    )
+
+
+def test_a_clear_difference_is_not_called_indistinguishable() -> None:
+    assert "not distinguishable" not in first(with_twins(lambda width: 0.1))
+
+
+def test_twins_that_pack_more_are_said_to() -> None:
+    text = first(with_twins(lambda width: 2.0))
+    assert text.startswith("Trained networks pack fewer than untrained ones: ")
+
+
+def test_a_censored_count_leaves_the_difference_open_above() -> None:
+    data = with_twins(lambda width: 0.1)
+    for record in data["packing"]:
+        record |= {"reason": "censored at D", "ci_high": None, "identified": False}
+    row = read_summary(data).primary_rows[0]
+    found = contrast(row)
+    assert found is not None
+    assert found.difference.high is None
+    assert found.verdict is Verdict.MORE
+    assert "(censored at D)" in first(data)
+
+
+def test_without_intervals_nothing_is_told_apart() -> None:
+    data = with_twins(lambda width: 0.1)
+    for record in data["packing"]:
+        record["controls"][0] |= {"ci_low": None, "ci_high": None}
+    assert "without an interval" in first(data)
+
+
+def test_without_a_twin_the_sentence_says_so() -> None:
+    data = with_twins(lambda width: 0.1)
+    for record in data["packing"]:
+        record["controls"] = []
+    assert "no untrained twin was measured" in first(data)
+
+
+def test_nothing_converged_is_not_identified() -> None:
+    data = report_run.summary()
+    for record in data["packing"]:
+        record |= {"converged": False, "identified": False, "reason": "undertrained"}
+    assert first(data) == (
+        "Not identified: none of the 8 counts of contextual features passed the convergence rule "
+        "(undertrained), so this run does not say how many a layer packs."
+    )
+
+
+def test_a_preview_says_so_first_and_shows_unconverged_numbers() -> None:
+    data = report_run.summary() | {"preview": True, "preset": "quick"}
+    assert first(data).startswith("Preview, not a result: at half depth, 7 trained models")
+    for record in data["packing"]:
+        record |= {"converged": False, "identified": False, "reason": "undertrained"}
+    text = first(data)
+    assert text.startswith("Preview, not a result (no count has converged): at half depth, 8 ")
+
+
+def test_a_preview_of_the_null_result_says_both() -> None:
+    text = first(with_twins(lambda width: 1.0) | {"preview": True})
+    assert text.startswith(
+        "Preview, not a result: packing is not distinguishable from an untrained"
+    )
+
+
+def test_an_empty_run_is_not_identified() -> None:
+    assert first({}).startswith("Not identified: this run holds no count")
+
+
+def test_one_model_has_its_interval_and_no_talk_of_width() -> None:
+    data = with_twins(lambda width: 0.1)
+    data["packing"], data["models"] = data["packing"][:1], data["models"][:1]
+    data["exponent"] = {"beta": None, "reason": "one model"}
+    found = answer(read_summary(data))
+    assert "the trained model of width 32 packs at least 1.8 (95% interval 1.7 to 1.9)" in (
+        found.first
+    )
+    assert "its untrained twin packs" in found.first
+    assert any("one model" in text for text in found.more)
+    assert not any("Across" in text for text in found.more)
+
+
+def test_the_raw_stream_is_never_called_contextual() -> None:
+    data = report_run.summary()
+    data["primary"] = data["primary"] | {"about": "all"}
+    assert "contextual" not in first(data)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [
+        (0.8, 1.2, "compatible with the same packing at every width (1), not with"),
+        (-0.2, 0.4, "compatible with a fixed stock of features (0), not with"),
+        (-0.2, 1.2, "too uncertain"),
+        (0.2, 0.8, "more features, but fewer per dimension"),
+        (1.1, 1.3, "packing per dimension rises"),
+        (-0.4, -0.1, "the count itself falls"),
+        (None, None, "no interval"),
+    ],
+)
+def test_beta_is_read_against_zero_and_one(
+    low: float | None, high: float | None, says: str
+) -> None:
+    assert says in reading_of(Exponent(beta=Interval(0.5, low, high)))
+
+
+def test_width_is_never_taken_for_an_explanation() -> None:
+    assert (
+        "cannot be told here: width drives both"
+        in answer(read_summary(report_run.summary())).more[-1]
+    )
+
+
+def test_the_constant_width_arm_answers_where_it_ran() -> None:
+    data = report_run.summary()
+    data["correlation"].append(
+        {
+            "arm": "constant_width",
+            "estimator": "reproducible",
+            "n_models": 12,
+            "spearman": -0.4,
+            "p_exact": 0.2,
+            "ci_low": -0.8,
+            "ci_high": 0.2,
+        }
+    )
+    last = answer(read_summary(data)).more[-1]
+    assert "At constant width, packing and loss have Spearman correlation −0.40" in last
+    assert "exact p 0.20 over 12 models" in last
+
+
+def test_caveats_name_the_widths_they_hold_for() -> None:
+    found = caveats(read_summary(report_run.summary()))
+    by_word = {text.split(maxsplit=1)[0].rstrip(":"): text for text in found}
+    assert "1 of 8 primary counts (width 192)" in by_word["Unconverged"]
+    assert "(width 256)" in by_word["Censored"]
+    assert "all of 8 primary counts" in by_word["Uncalibrated"]
+    assert "4 of 8 models (widths 32, 64, 128 and 256)" in by_word["Twins"]
+    # Seven models count: enough that the smallest possible p is not what limits them.
+    assert "Few" not in by_word
+    assert not any("Preview" in text for text in found)
+
+
+def test_few_models_get_their_smallest_possible_p() -> None:
+    data = with_twins(lambda width: 0.1)
+    data["packing"] = data["packing"][:4]
+    (text,) = [t for t in caveats(read_summary(data)) if t.startswith("Few models")]
+    # 2 / 4! by hand.
+    assert "is 0.083, so none can reach .05" in text
+
+
+def test_a_clean_run_has_only_the_caveats_it_deserves() -> None:
+    data = with_twins(lambda width: 0.1)
+    for record in data["packing"]:
+        record |= {"calibration": "bias 1%", "estimator": "saturation"}
+    data["primary"] = data["primary"] | {"estimator": "saturation"}
+    assert caveats(read_summary(data)) == ()

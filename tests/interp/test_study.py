@@ -1,0 +1,194 @@
+"""A tiny study, whole: artifacts, contract, resume, determinism, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from interp import measure
+from interp.config import StudyConfig
+from interp.errors import UserError
+from interp.run import Run, RunFolder, folder_name, open_run
+from interp.study import run_study
+
+WORDS = ("alpha", "beta", "gamma", "delta", "self.left", "return", "yield", "None", "x += 1")
+
+
+@pytest.fixture(scope="module")
+def study_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty documents of made-up statements."""
+    folder = tmp_path_factory.mktemp("text")
+    for i in range(40):
+        lines = [
+            f"def f{i}_{j}({WORDS[(i + j) % 9]}):\n    {WORDS[(i * j) % 9]} = {i * 37 + j}\n"
+            for j in range(30)
+        ]
+        (folder / f"{i}.py").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(
+    tmp_path_factory: pytest.TempPathFactory, save_tiny: Callable[..., Path], study_text: Path
+) -> StudyConfig:
+    root = tmp_path_factory.mktemp("family")
+    models = [
+        str(save_tiny(root / f"w{d}", d_model=d, n_layers=2, seed=d)) for d in (16, 24, 32, 40)
+    ]
+    return StudyConfig(
+        preset="tiny",
+        preview=True,
+        family="custom",
+        models=tuple(models),
+        twins=(models[0],),
+        text=str(study_text),
+        loss_tokens=4_096,
+        means_tokens=8_192,
+        pilot_tokens=4_096,
+        sae_tokens=8_192,
+        held_out_tokens=4_096,
+        splice_tokens=1_024,
+        streams=("contextual", "all"),
+        d_sae_per_d_model=(2, 3),
+        other_layers=True,
+        pilot_ks=(2, 4),
+        chunk_tokens=2_048,
+        threads=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run_study(config, tmp_path_factory.mktemp("runs") / "tiny", quiet=True)
+
+
+def test_a_finished_study_has_every_artifact(run: Run, config: StudyConfig) -> None:
+    for name in ("config.resolved.yaml", "manifest.json", "results.parquet", "summary.json",
+                 "report.html"):  # fmt: skip
+        assert (run.path / name).stat().st_size > 0, name
+    assert run.figures
+    assert not list(run.path.rglob("*.partial"))
+    assert not list(run.path.rglob("training")), "training state is dropped once measured"
+    assert run.config == config
+
+
+def test_every_cell_of_the_plan_was_measured(run: Run, config: StudyConfig) -> None:
+    counts = run.results[(run.results.quantity == "reproducible") & (run.results.role == "main")]
+    per_model = 2 * 2 + 1 * 2  # streams x sizes at the primary layer, streams at the other
+    trained = counts[counts.control == "trained"]
+    twins = counts[counts.control == "random_init"]
+    assert len(trained) == per_model * len(config.models)
+    assert len(twins) == per_model
+    assert set(trained.layer) == {0, 1}
+    fvu = run.results[(run.results.quantity == "fvu") & (run.results.role == "main")]
+    assert len(fvu) == config.n_seeds * per_model * 5
+    assert fvu.value.between(0, 1).all()
+
+
+def test_the_kept_saes_are_those_of_the_main_role(run: Run, config: StudyConfig) -> None:
+    kept = run.saes(config.models[0])
+    assert len(kept) == 6 * config.n_seeds
+    name, sae = next(iter(kept.items()))
+    assert name.startswith("blocks.")
+    assert sae.d_in == 16
+    assert (run.path / "saes" / folder_name(config.models[0], "random_init")).is_dir()
+
+
+def test_the_summary_keeps_the_contract(run: Run, config: StudyConfig) -> None:
+    summary = json.loads((run.path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert {"models", "packing", "exponent", "correlation", "scaling", "warnings"} <= set(summary)
+    assert [m["d_model"] for m in summary["models"]] == [16, 24, 32, 40]
+    record = summary["packing"][0]
+    for key in ("model", "layer", "hook_point", "estimator", "about", "value", "ci_low", "ci_high",
+                "per_dim", "controls", "n_tokens", "n_seeds", "d_sae", "k", "fvu", "fvu_matched",
+                "tokens_per_latent", "converged", "identified", "reason",
+                "calibration"):  # fmt: skip
+        assert key in record
+    with_twin = [r for r in summary["packing"] if r["controls"]]
+    assert {r["model"] for r in with_twin} == {config.models[0]}
+    assert any("preview" in w for w in summary["warnings"])
+    assert summary["headline"]
+
+
+def test_the_same_line_again_redoes_nothing(
+    run: Run, config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(measure.Measurement, "_train", never)
+    monkeypatch.setattr(measure, "loss", never)
+    before = (run.path / "results.parquet").read_bytes()
+    again = run_study(config, run.path, quiet=True)
+    assert (again.path / "results.parquet").read_bytes() == before
+
+
+def test_an_interrupted_study_ends_with_the_same_bytes(
+    run: Run, config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in the third model after its pilots; also the second run of the same config."""
+    original = measure.Measurement._train
+    calls = []
+
+    def stops_at_the_third(self: measure.Measurement, *args: object) -> object:
+        calls.append(self.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, *args)  # type: ignore[arg-type]
+
+    out = tmp_path / "again"
+    monkeypatch.setattr(measure.Measurement, "_train", stops_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(config, out, quiet=True)
+    assert not (out / "results.parquet").exists()
+    with pytest.raises(UserError, match="no finished study"):
+        open_run(out)
+    monkeypatch.setattr(measure.Measurement, "_train", original)
+    run_study(config, out, quiet=True)
+    assert (out / "results.parquet").read_bytes() == (run.path / "results.parquet").read_bytes()
+
+
+def test_a_folder_of_another_study_is_left_alone(run: Run, config: StudyConfig) -> None:
+    before = sorted(p.name for p in run.path.iterdir())
+    other = config.model_copy(update={"n_seeds": 4})
+    with pytest.raises(UserError, match="another study .n_seeds is 3 there, 4 here"):
+        run_study(other, run.path, quiet=True)
+    assert sorted(p.name for p in run.path.iterdir()) == before
+
+
+def test_a_folder_with_other_files_is_left_alone(config: StudyConfig, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="holds no study"):
+        run_study(config, tmp_path, quiet=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_bad_model_fails_before_anything_is_written(
+    config: StudyConfig, tmp_path: Path
+) -> None:
+    bad = config.model_copy(update={"models": (*config.models, str(tmp_path / "nowhere"))})
+    with pytest.raises(UserError):
+        run_study(bad, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_resumed_run_keeps_its_thread_count(run: Run, config: StudyConfig) -> None:
+    held = RunFolder(run.path).claim(config.model_copy(update={"threads": 0}))
+    assert held.threads == config.threads
+
+
+def test_results_have_no_row_twice(run: Run) -> None:
+    keys = ["model", "control", "layer", "about", "d_sae", "k", "seed", "role", "quantity"]
+    assert not run.results.duplicated(keys).any()
+    assert isinstance(run.results, pd.DataFrame)
+
+
+def test_the_run_folder_is_free_of_machine_paths(run: Run) -> None:
+    """Results are shared; nothing but the models' and the text's own names may point home."""
+    shutil.copytree(run.path, run.path.with_name("moved"))
+    assert open_run(run.path.with_name("moved")).summary == run.summary
