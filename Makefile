@@ -9,7 +9,7 @@ OUT ?= runs/quick
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: study test check verify format clean help
+.PHONY: study test check verify format readme clean help
 
 study: $(READY)
 	$(BIN)/interp study quick --out $(OUT)
@@ -29,6 +29,9 @@ verify: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+readme: $(READY)
+	$(BIN)/python tools/readme.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

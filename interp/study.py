@@ -71,6 +71,7 @@ def run_study(
     summary |= {"command": command, "wall_time_seconds": round(seconds, 1)}
     summary["headline"] = headline(summary)
     write_json(folder.root / "summary.json", summary)
+    write_json(folder.root / "models.json", facts)
     write_json(
         folder.root / "manifest.json", _manifest(config, corpus.sha256, measurements, seconds)
     )

@@ -145,6 +145,7 @@ def export(
         target.mkdir(exist_ok=True)
         for file in ("config.json", "model.safetensors"):
             shutil.move(str(Path(partial) / file), target / file)
+            (target / file).chmod(0o644)
     losses = [line["train_loss_nats"] for line in log]
     record = {
         "d_model": recipe.d_model,

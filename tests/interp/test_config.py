@@ -37,9 +37,7 @@ def test_the_resolved_yaml_reads_back_as_the_same_study(tmp_path: Path) -> None:
         ("d_sae_per_d_model", [0], "d_sae_per_d_model"),
     ],
 )
-def test_a_wrong_field_is_named(
-    tmp_path: Path, field: str, value: object, complaint: str
-) -> None:
+def test_a_wrong_field_is_named(tmp_path: Path, field: str, value: object, complaint: str) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump({"models": ["a", "b"]} | {field: value}))
     with pytest.raises(UserError) as error:

@@ -168,9 +168,7 @@ def test_a_folder_with_other_files_is_left_alone(config: StudyConfig, tmp_path: 
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_bad_model_fails_before_anything_is_written(
-    config: StudyConfig, tmp_path: Path
-) -> None:
+def test_a_bad_model_fails_before_anything_is_written(config: StudyConfig, tmp_path: Path) -> None:
     bad = config.model_copy(update={"models": (*config.models, str(tmp_path / "nowhere"))})
     with pytest.raises(UserError):
         run_study(bad, tmp_path / "out", quiet=True)

@@ -1,0 +1,169 @@
+"""The command line: quick help, contract output, and one line for every wrong input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from interp import cli
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line of stderr of a refused command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        try:
+            status = cli.main(argv)
+        except SystemExit as stop:  # the parser's own way out
+            status = stop.code if isinstance(stop.code, int) else 1
+    captured = capsys.readouterr()
+    assert status == 2, captured
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    return lines[0]
+
+
+def test_help_lists_the_commands_without_heavy_imports() -> None:
+    code = (
+        "import sys; from interp import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'altair', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for command in ("models", "loss", "study", "report", "ladder"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("200000", 200_000), ("2e5", 200_000), ("200k", 200_000), ("1.5M", 1_500_000)]
+)  # fmt: skip
+def test_numbers_of_tokens(text: str, count: int) -> None:
+    assert cli._count(text) == count
+
+
+def test_loss_answers_as_in_the_contract(
+    tiny_dir: Path, text_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(
+        ["loss", str(tiny_dir), "--text", str(text_folder), "--split", "all", "--json"]
+    ) == 0  # fmt: skip
+    [row] = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert row["model"] == str(tiny_dir)
+    low, high = row["loss_ci_nats_per_token"]
+    assert low <= row["loss_nats_per_token"] <= high
+    assert 0 < row["loss_nats_per_byte"] < row["loss_nats_per_token"]
+
+
+def test_loss_prints_a_table(
+    tiny_dir: Path, text_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main(["loss", str(tiny_dir), "--text", str(text_folder), "--split", "all"])
+    assert "nats/token" in capsys.readouterr().out
+
+
+def test_models_lists_what_loads_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "--json"]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out), list)
+
+
+def test_an_unknown_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "gpt5" in refused(capsys, "loss", "gpt5")
+    assert "ladder/d063" in refused(capsys, "loss", "ladder/d063")
+
+
+def test_a_directory_without_a_tokenizer_is_one_line(
+    tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny_dir / name, bare / name)
+    assert "tokenizer" in refused(capsys, "loss", str(bare))
+
+
+def test_a_truncated_checkpoint_is_one_line(
+    tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_dir, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert str(broken) in refused(capsys, "loss", str(broken))
+
+
+def test_empty_text_is_one_line(
+    tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    line = refused(capsys, "loss", str(tiny_dir), "--text", str(tmp_path / "empty.txt"))
+    assert "empty.txt" in line
+
+
+def test_token_ids_beyond_the_vocabulary_are_one_line(
+    tmp_path: Path,
+    save_tiny: Callable[..., Path],
+    text_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = save_tiny(tmp_path / "small-vocabulary")
+    from transformers import GPT2LMHeadModel
+
+    model = GPT2LMHeadModel.from_pretrained(folder)
+    model.resize_token_embeddings(100)
+    model.save_pretrained(folder)
+    capsys.readouterr()
+    line = refused(capsys, "loss", str(folder), "--text", str(text_folder), "--split", "all")
+    assert "100" in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (("study", "quik"), "quik"),
+        (("study", "nowhere.yaml"), "nowhere.yaml"),
+        (("study", "quick", "--tokens", "many"), "many"),
+        (("study", "quick", "--seeds", "1"), "n_seeds"),
+        (("loss",), "MODEL"),
+        (("report", "nowhere"), "nowhere"),
+        (("frobnicate",), "frobnicate"),
+        (("ladder", "train", "--dir", "nowhere"), "interp ladder corpus"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(
+    argv: tuple[str, ...],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert complaint in refused(capsys, *argv)
+    assert list(tmp_path.iterdir()) == [], "a refused command writes nothing"
+
+
+def test_an_interrupt_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_models", interrupted)
+    assert cli.main(["models"]) == 130
+    assert "same line" in capsys.readouterr().err
+
+
+def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(args: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_models", defect)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["models"])

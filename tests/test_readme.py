@@ -1,0 +1,80 @@
+"""README's generated blocks are what the tree and the committed run say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def readme() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "tools" / "readme.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_generated_blocks_are_current(readme: ModuleType) -> None:
+    text = (ROOT / "README.md").read_text()
+    assert readme.rendered(text) == text, "run `make readme`"
+
+
+def test_every_module_is_listed_once(readme: ModuleType) -> None:
+    listed = re.findall(r"^- `((?:interp|saes)/[\w/]+\.py)`: \S", readme.modules(), re.MULTILINE)
+    paths = [p for package in ("interp", "saes") for p in (ROOT / package).rglob("*.py")]
+    tree = [p.relative_to(ROOT).as_posix() for p in paths]
+    assert sorted(listed) == sorted(tree)
+
+
+def test_the_headline_is_regenerated_from_the_committed_numbers() -> None:
+    """Every number that README quotes comes from `results/`, through the report's own code."""
+    import pandas as pd
+
+    from interp.config import StudyConfig
+    from interp.report import headline
+    from interp.summary import summarise
+
+    runs = sorted((ROOT / "results").glob("*/summary.json"))
+    assert runs
+    for file in runs:
+        summary = json.loads(file.read_text())
+        assert headline(summary) == summary["headline"], file
+        config = StudyConfig.model_validate(
+            yaml.safe_load((file.parent / "config.resolved.yaml").read_text())
+        )
+        facts = json.loads((file.parent / "models.json").read_text())
+        again = summarise(pd.read_parquet(file.parent / "results.parquet"), facts, config)
+        for key in ("packing", "exponent", "correlation", "scaling", "models", "primary"):
+            assert again[key] == summary[key], f"{file}: {key}"
+
+
+def test_the_two_commands_and_one_figure_stand_on_the_first_screen() -> None:
+    first = "\n".join((ROOT / "README.md").read_text().splitlines()[:40])
+    assert "make study" in first
+    assert "make test" in first
+    assert first.count("![") <= 1
+    for target in re.findall(r"\]\(((?!https?:)[^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_public_names_are_the_promised_ones() -> None:
+    import interp
+    import saes
+
+    assert interp.__all__ == [
+        "capture", "estimate", "load", "loss", "open_run", "run_study", "tokens"
+    ]  # fmt: skip
+    assert {"train", "load", "save"} <= set(saes.__all__)
+    for module in (interp, saes):
+        for name in module.__all__:
+            assert callable(getattr(module, name)), name
