@@ -1,0 +1,167 @@
+"""Rows -> summary: what enters a fit, what stands beside a number, and what is said aloud."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from interp.config import StudyConfig
+from interp.summary import COLUMNS, summarise, tidy
+
+WIDTHS = (32, 48, 64, 96, 128, 192)
+NAMES = tuple(f"ladder/d{w:03d}" for w in WIDTHS)
+
+
+def facts(alpha: float = 0.9) -> list[dict[str, Any]]:
+    found = []
+    for name, width in zip(NAMES, WIDTHS, strict=True):
+        loss = 20 / width**alpha + 2.0
+        found.append(
+            {
+                "name": name,
+                "family": "ladder",
+                "arm": "width",
+                "d_model": width,
+                "n_layers": 4,
+                "n_params": width * 1000,
+                "train_tokens": 10**7,
+                "loss_nats_per_token": loss,
+                "loss_nats_per_byte": loss / 2.4,
+                "loss_ci_nats_per_token": [loss - 0.01, loss + 0.01],
+                "warnings": [],
+            }
+        )
+    return found
+
+
+def rows(
+    beta: float = 1.0,
+    *,
+    control: str = "trained",
+    scale: float = 2.0,
+    multiple: int = 8,
+    **flags: dict[str, float],
+) -> list[dict[str, Any]]:
+    """Counts scale * d^beta at the primary layer; `flags` override quantities by model."""
+    found = []
+    for name, width in zip(NAMES, WIDTHS, strict=True):
+        count = scale * width**beta
+        base = {"model": name, "control": control, "layer": 1, "about": "contextual",
+                "hook_point": "blocks.1.hook_resid_post", "d_sae": multiple * width, "k": 8,
+                "role": "main", "seed": None}  # fmt: skip
+        quantities = {
+            "reproducible": count, "reproducible_se": 0.02 * count, "converged": 1.0,
+            "censored": 0.0, "fvu_mean": 0.2, "fvu_matched": 1.0, "tokens_per_latent": 12_000.0,
+            "held_out_tokens": 1e5, "live_latents_10": 1.5 * count, "hill_1": 0.7 * count,
+        }  # fmt: skip
+        for quantity, value in quantities.items():
+            value = flags.get(quantity, {}).get(name, value)
+            interval = {"ci_low": 0.96 * value, "ci_high": 1.04 * value}
+            seed = 0 if quantity in ("live_latents_10", "hill_1") else None
+            found.append(base | interval | {"quantity": quantity, "value": value, "seed": seed})
+    return found
+
+
+def config(**changes: Any) -> StudyConfig:
+    return StudyConfig(**({"models": NAMES, "d_sae_per_d_model": (8,)} | changes))
+
+
+def summary(all_rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    known = facts()
+    return summarise(tidy(pd.DataFrame(all_rows), known), known, config(**changes))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.6, 1.0, 1.4])
+def test_the_exponent_of_planted_counts_comes_back(beta: float) -> None:
+    found = summary(rows(beta))["exponent"]
+    assert found["beta"] == pytest.approx(beta, abs=1e-3)
+    assert found["ci_low"] < beta < found["ci_high"]
+    assert found["n_models"] == 6
+
+
+def test_an_unconverged_row_enters_nothing_and_is_named() -> None:
+    wrong = summary(rows(1.0, reproducible={NAMES[0]: 9_000.0}, converged={NAMES[0]: 0.0}))
+    assert wrong["exponent"]["n_models"] == 5
+    assert wrong["exponent"]["beta"] == pytest.approx(1.0, abs=1e-3)
+    assert wrong["correlation"][0]["n_models"] == 5
+    record = next(r for r in wrong["packing"] if r["estimator"] == "reproducible")
+    assert record["identified"] is False
+    assert "undertrained" in record["reason"]
+    assert any("undertrained" in w and NAMES[0] in w for w in wrong["warnings"])
+
+
+def test_a_censored_row_is_a_bound() -> None:
+    """Counts stuck at D in two models: as values they would pull beta down."""
+    stuck = dict.fromkeys(NAMES[-2:], 100.0)
+    flags = dict.fromkeys(NAMES[-2:], 1.0)
+    as_values = summary(rows(1.0, reproducible=stuck))["exponent"]["beta"]
+    as_bounds = summary(rows(1.0, reproducible=stuck, censored=flags))
+    assert as_values < 0.7
+    assert as_bounds["exponent"]["beta"] == pytest.approx(1.0, abs=0.02)
+    assert as_bounds["exponent"]["n_censored"] == 2
+    assert any("censored" in w for w in as_bounds["warnings"])
+
+
+def test_the_twin_stands_inside_its_record_and_has_its_own_exponent() -> None:
+    found = summary(rows(1.0) + rows(0.5, control="random_init", scale=0.3))
+    record = next(r for r in found["packing"] if r["estimator"] == "reproducible")
+    [twin] = record["controls"]
+    assert twin["name"] == "random_init"
+    assert twin["value"] == pytest.approx(0.3 * 32**0.5)
+    assert twin["per_dim"] == pytest.approx(twin["value"] / 32)
+    assert found["exponent"]["twin_beta"] == pytest.approx(0.5, abs=1e-3)
+    assert not any("no random-init twin" in w for w in found["warnings"])
+    assert any("no random-init twin" in w for w in summary(rows())["warnings"])
+
+
+def test_across_widths_the_correlation_says_what_it_is() -> None:
+    [found] = summary(rows(0.7))["correlation"]
+    assert found["spearman"] == pytest.approx(1.0)  # beta < 1: packing and loss both fall
+    assert found["partial_spearman_given_d_model"] is None
+    assert "descriptive" in found["caption"]
+    assert "partial" in found["reason"]
+    assert summary(rows(1.3))["correlation"][0]["spearman"] == pytest.approx(-1.0)
+
+
+def test_the_planted_loss_curve_is_fitted() -> None:
+    found = summary(rows())["scaling"]
+    assert found["alpha"]["value"] == pytest.approx(0.9, abs=0.01)
+    assert found["B"]["value"] == pytest.approx(2.0, abs=0.02)
+    assert "fixed tokens" in found["caption"]
+
+
+def test_four_sizes_make_saturation_primary() -> None:
+    several = [
+        r
+        for multiple in (4, 8, 16, 32, 64)
+        for r in rows(1.0, scale=3 * (1 - np.exp(-multiple / 6)), multiple=multiple)
+    ]
+    found = summary(several, d_sae_per_d_model=(8, 4, 16, 32, 64))
+    assert found["primary"]["estimator"] == "saturation"
+    records = [r for r in found["packing"] if r["estimator"] == "saturation"]
+    assert len(records) == 6
+    for record, width in zip(records, WIDTHS, strict=True):
+        assert record["identified"]
+        assert record["value"] == pytest.approx(3 * width, rel=0.03)
+    assert found["exponent"]["beta"] == pytest.approx(1.0, abs=0.02)
+
+
+def test_rows_come_out_in_one_order_with_one_set_of_types() -> None:
+    known = facts()
+    one = tidy(pd.DataFrame(rows()), known)
+    other = tidy(pd.DataFrame(rows()[::-1]), known[::-1])
+    pd.testing.assert_frame_equal(one, other)
+    assert list(one.columns) == list(COLUMNS)
+    assert str(one.dtypes["seed"]) == "Int64"
+
+
+def test_a_preview_says_so_first_and_few_models_are_counted() -> None:
+    found = summary(rows(), preview=True)
+    assert found["warnings"][0].startswith("preview")
+    few = summary(rows(converged=dict.fromkeys(NAMES[:3], 0.0)))
+    assert any("too few models: 3" in w for w in few["warnings"])
+    assert few["exponent"]["beta"] is None
+    assert few["exponent"]["reason"]
