@@ -143,65 +143,122 @@ class ContextualFitter:
     def fit(self) -> ContextualMeans:
         """Fit x = mean + a[token] + b[position] + e by backfitting with shrinkage.
 
-        Effects are those of a random-effects model: minimise the squared residuals plus
-        lambda_a sum ||a||^2 + lambda_b sum ||b||^2, with lambda = (variance within groups) /
-        (variance between groups), both estimated by one-way analysis of variance (method of
-        moments). Each sweep sets a[v] = (sum of residuals of v) / (n_v + lambda_a), and likewise b;
-        sweeps end when the fit moves by less than 1e-6 of the total norm.
+        Minimises the squared residuals plus lambda_a sum ||a||^2 + lambda_b sum ||b||^2: each sweep
+        sets a[v] = (sum of residuals of v) / (n_v + lambda_a), and likewise b. lambda is the
+        variance of e over the variance of the effects, both by the method of moments from a first
+        fit without shrinkage. Effects are reported averaging to zero over the data.
 
         Raises UserError below two tokens. Source: Henderson 1975 (best linear unbiased
-        prediction); Searle, Casella, McCulloch, Variance Components, ch. 3 (moments).
+        prediction); Searle, Casella, McCulloch, Variance Components, ch. 3 and 5 (moments).
         """
         n_tokens = int(self._pairs.sum())
         if n_tokens < 2 or self._shift is None:
             raise UserError(f"contextual means need at least 2 tokens and got {n_tokens}")
-        small = self._pairs.shape[0] * self._pairs.shape[1] <= _DENSE_CELLS
-        pairs = (self._pairs.toarray() if small else self._pairs).astype(np.float64)
-        pairs_t = pairs.T
-        s_tok, s_pos = self._token_sums.numpy(), self._pos_sums.numpy()
-        n_tok = np.asarray(pairs.sum(axis=1)).ravel()
-        n_pos = np.asarray(pairs.sum(axis=0)).ravel()
-        prior_a = _prior_count(s_tok, n_tok, self._squares)
-        prior_b = _prior_count(s_pos, n_pos, self._squares)
-
-        total = s_tok.sum(axis=0)
-        mu = total / n_tokens
-        total_variance = self._squares - n_tokens * float(mu @ mu)
-        a, b = np.zeros_like(s_tok), np.zeros_like(s_pos)
-        weight_a, weight_b = _weights(n_tok, prior_a), _weights(n_pos, prior_b)
-        for _ in range(MAX_SWEEPS):
-            new_a = weight_a * (s_tok - n_tok[:, None] * mu - pairs @ b)
-            new_b = weight_b * (s_pos - n_pos[:, None] * mu - pairs_t @ new_a)
-            new_mu = (total - n_tok @ new_a - n_pos @ new_b) / n_tokens
-            moved = (
-                float(n_tok @ ((new_a - a) ** 2).sum(1) + n_pos @ ((new_b - b) ** 2).sum(1))
-                + n_tokens * float((new_mu - mu) @ (new_mu - mu))
-            )  # fmt: skip
-            a, b, mu = new_a, new_b, new_mu
-            if moved <= TOLERANCE**2 * max(total_variance, 1e-300):
-                break
-        # Effects average to zero over the data; the constant carries the rest.
-        a_mean, b_mean = n_tok @ a / n_tokens, n_pos @ b / n_tokens
-        a[n_tok > 0] -= a_mean
-        b[n_pos > 0] -= b_mean
-        mu = mu + a_mean + b_mean
-
-        var_a = float(n_tok @ (a**2).sum(1))
-        var_b = float(n_pos @ (b**2).sum(1))
-        cross = 2 * float((a * (pairs @ b)).sum())
-        fitted = n_tokens * float(mu @ mu) + var_a + var_b + cross
-        explained = float(mu @ total + (a * s_tok).sum() + (b * s_pos).sum())
-        left = max(self._squares - 2 * explained + fitted, 0.0)
-        scale = 1.0 / total_variance if total_variance > 0 else 0.0
+        data = _Sums(self._pairs, self._token_sums, self._pos_sums, self._squares)
+        plain = _backfit(data, 0.0, 0.0)
+        prior_a, prior_b = _prior_counts(data, plain)
+        fitted = _backfit(data, prior_a, prior_b)
+        scale = 1.0 / data.total_variance if data.total_variance > 0 else 0.0
         return ContextualMeans(
-            mean=self._shift + torch.from_numpy(mu).float(),
-            token_mean=torch.from_numpy(a).float(),
-            pos_mean=torch.from_numpy(b).float(),
-            variance_share=VarianceShare(var_a * scale, var_b * scale, left * scale),
+            mean=self._shift + torch.from_numpy(fitted.mu).float(),
+            token_mean=torch.from_numpy(fitted.a).float(),
+            pos_mean=torch.from_numpy(fitted.b).float(),
+            variance_share=VarianceShare(
+                token=_spread(data.n_tok, fitted.a) * scale,
+                position=_spread(data.n_pos, fitted.b) * scale,
+                residual=_squared_residuals(data, fitted) * scale,
+            ),
             token_prior_count=prior_a,
             pos_prior_count=prior_b,
             n_tokens=n_tokens,
         )
+
+
+class _Sums:
+    """Everything a fit needs of the data: sums and counts per token, position and pair."""
+
+    def __init__(self, pairs: sp.csr_array, s_tok: Tensor, s_pos: Tensor, squares: float) -> None:
+        # Dense products are many times faster, and small for all but the largest vocabularies.
+        small = pairs.shape[0] * pairs.shape[1] <= _DENSE_CELLS
+        self.pairs = (pairs.toarray() if small else pairs).astype(np.float64)
+        self.s_tok, self.s_pos = s_tok.numpy(), s_pos.numpy()
+        self.n_tok = np.asarray(self.pairs.sum(axis=1)).ravel()
+        self.n_pos = np.asarray(self.pairs.sum(axis=0)).ravel()
+        self.n = float(self.n_tok.sum())
+        self.total = self.s_tok.sum(axis=0)
+        self.squares = squares
+        self.total_variance = max(squares - float(self.total @ self.total) / self.n, 0.0)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    mu: np.ndarray  # [d]
+    a: np.ndarray  # [token d], zero where unseen
+    b: np.ndarray  # [position d]
+
+
+def _backfit(data: _Sums, prior_a: float, prior_b: float) -> _Fit:
+    """Sweeps until the fitted values move by less than 1e-6 of the data's standard deviation."""
+    mu = data.total / data.n
+    a, b = np.zeros_like(data.s_tok), np.zeros_like(data.s_pos)
+    seen_a, seen_b = data.n_tok > 0, data.n_pos > 0
+    weight_a, weight_b = _weights(data.n_tok, prior_a), _weights(data.n_pos, prior_b)
+    for _ in range(MAX_SWEEPS):
+        new_a = weight_a * (data.s_tok - data.n_tok[:, None] * mu - data.pairs @ b)
+        new_b = weight_b * (data.s_pos - data.n_pos[:, None] * mu - data.pairs.T @ new_a)
+        # A constant may move from the effects to mu without changing the fit; the penalty is least
+        # where effects sum to zero. Going there at once saves hundreds of sweeps.
+        for effects, seen in ((new_a, seen_a), (new_b, seen_b)):
+            effects[seen] -= effects[seen].mean(axis=0)
+        new_mu = (data.total - data.n_tok @ new_a - data.n_pos @ new_b) / data.n
+        moved = (
+            _spread(data.n_tok, new_a - a)
+            + _spread(data.n_pos, new_b - b)
+            + data.n * float((new_mu - mu) @ (new_mu - mu))
+        )
+        a, b, mu = new_a, new_b, new_mu
+        if moved <= TOLERANCE**2 * data.total_variance:
+            break
+    a_mean, b_mean = data.n_tok @ a / data.n, data.n_pos @ b / data.n
+    a[seen_a] -= a_mean
+    b[seen_b] -= b_mean
+    return _Fit(mu + a_mean + b_mean, a, b)
+
+
+def _spread(counts: np.ndarray, effects: np.ndarray) -> float:
+    """sum_g n_g ||effect_g||^2."""
+    return float(counts @ (effects**2).sum(axis=1))
+
+
+def _squared_residuals(data: _Sums, fit: _Fit) -> float:
+    cross = 2 * float((fit.a * (data.pairs @ fit.b)).sum())
+    fitted = (
+        data.n * float(fit.mu @ fit.mu)
+        + _spread(data.n_tok, fit.a)
+        + _spread(data.n_pos, fit.b)
+        + cross
+    )
+    explained = float(fit.mu @ data.total + (fit.a * data.s_tok).sum() + (fit.b * data.s_pos).sum())
+    return max(data.squares - 2 * explained + fitted, 0.0)
+
+
+def _prior_counts(data: _Sums, plain: _Fit) -> tuple[float, float]:
+    """Residual variance over effect variance for tokens and positions; infinite without effects."""
+    groups = [int((counts > 0).sum()) for counts in (data.n_tok, data.n_pos)]
+    freedom = data.n - sum(groups) + 1
+    if freedom < 1:  # as many effects as tokens: nothing can be told from noise
+        return float("inf"), float("inf")
+    noise = _squared_residuals(data, plain) / freedom
+    priors = []
+    for counts, effects, n_groups in (
+        (data.n_tok, plain.a, groups[0]),
+        (data.n_pos, plain.b, groups[1]),
+    ):
+        # E[sum n_g ||a_g||^2] = (n - sum n_g^2 / n) var(a) + (groups - 1) noise
+        room = data.n - float(counts @ counts) / data.n
+        effect = _spread(counts, effects) - (n_groups - 1) * noise
+        priors.append(noise * room / effect if effect > 0 and room > 0 else float("inf"))
+    return priors[0], priors[1]
 
 
 def _weights(counts: np.ndarray, prior_count: float) -> np.ndarray:
@@ -209,18 +266,3 @@ def _weights(counts: np.ndarray, prior_count: float) -> np.ndarray:
     weights = np.zeros(len(counts))
     np.divide(1.0, counts + prior_count, out=weights, where=counts > 0)
     return weights[:, None]
-
-
-def _prior_count(sums: np.ndarray, counts: np.ndarray, squares: float) -> float:
-    """Variance within groups over variance between them; infinite when there is none between."""
-    seen = counts > 0
-    n, groups = float(counts.sum()), int(seen.sum())
-    if groups < 2 or n <= groups:
-        # Every group once: within and between cannot be told apart, so nothing is attributed.
-        return float("inf")
-    group_part = float(((sums[seen] ** 2).sum(axis=1) / counts[seen]).sum())
-    mean_part = float((sums.sum(axis=0) ** 2).sum()) / n
-    within = max(squares - group_part, 0.0) / (n - groups)
-    spread = n - float((counts**2).sum()) / n
-    between = (group_part - mean_part - (groups - 1) * within) / spread
-    return within / between if between > 0 else float("inf")

@@ -6,8 +6,6 @@ does not fill the architecture exactly is refused rather than completed with ran
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,19 +14,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
-from interp import hook_points, hub, ladder
+from interp import checkpoints, hook_points, hub, ladder
 from interp.errors import UserError
 
-# Any one of these makes a tokenizer; without all of them transformers returns an empty one.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
-
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
-_ELSEWHERE = (
-    "name a ladder model (`interp models` lists them) or a local directory saved by transformers"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +102,9 @@ def load(
     """
     _check_device(device)
     folder, tokenizer_folder = _find(name)
-    config = _read_config(folder, name)
-    files = _weight_files(folder, name)
-    _require_tokenizer_files(tokenizer_folder, name)
+    config = checkpoints.read_config(folder, name)
+    files = checkpoints.weight_files(folder, name)
+    checkpoints.require_tokenizer_files(tokenizer_folder, name)
     hf = _load_weights(folder, name, dtype).to(device)
     family = "ladder" if name.startswith("ladder/") else config["model_type"]
     return wrap(
@@ -121,7 +113,7 @@ def load(
         name=name,
         family=family,
         train_tokens=config.get("train_tokens"),
-        weights_sha256=_hash_files(files),
+        weights_sha256=checkpoints.hash_files(files),
     )
 
 
@@ -160,9 +152,11 @@ def list_models() -> list[ModelInfo]:
     ]
     for name, folder in _cached_on_hub():
         try:
-            _weight_files(folder, name)
-            _require_tokenizer_files(folder, name)
-            found.append(_describe(name, folder, _read_config(folder, name)["model_type"]))
+            checkpoints.weight_files(folder, name)
+            checkpoints.require_tokenizer_files(folder, name)
+            found.append(
+                _describe(name, folder, checkpoints.read_config(folder, name)["model_type"])
+            )
         except UserError:  # a partial download, or an architecture we do not read
             continue
     return found
@@ -172,12 +166,7 @@ def _describe(name: str, folder: Path, family: str) -> ModelInfo:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    n_params = 0
-    files = _weight_files(folder, name)
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118
-                n_params += _count(tensors.get_slice(key).get_shape())
+    files = checkpoints.weight_files(folder, name)
     return ModelInfo(
         name=name,
         family=family,
@@ -185,17 +174,10 @@ def _describe(name: str, folder: Path, family: str) -> ModelInfo:
         n_layers=config.num_hidden_layers,
         n_ctx=config.max_position_embeddings,
         d_vocab=config.vocab_size,
-        n_params=n_params,
+        n_params=checkpoints.count_parameters(files),
         train_tokens=getattr(config, "train_tokens", None),
         size_bytes=sum(f.stat().st_size for f in files),
     )
-
-
-def _count(shape: list[int]) -> int:
-    n = 1
-    for size in shape:
-        n *= size
-    return n
 
 
 def _find(name: str) -> tuple[Path, Path]:
@@ -210,7 +192,7 @@ def _find(name: str) -> tuple[Path, Path]:
     if folder.is_file():
         raise UserError(f"{name}: is a file; name the directory that holds config.json")
     if not hub.is_name(name):
-        raise UserError(f"{name}: no such directory; {_ELSEWHERE}")
+        raise UserError(f"{name}: no such directory; {checkpoints.ADVICE}")
     folder = _from_hub(name)
     return folder, folder
 
@@ -221,7 +203,7 @@ def _from_hub(name: str) -> Path:
     cached = hub.cached_file(name, "config.json", "model")
     if cached is not None and any(Path(cached).parent.glob("*.safetensors")):
         return Path(cached).parent
-    hub.require(name, "model", otherwise=_ELSEWHERE)
+    hub.require(name, "model", otherwise=checkpoints.ADVICE)
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_PATTERNS))
     except Exception as error:
@@ -254,59 +236,6 @@ def _check_device(device: str | torch.device) -> None:
         kind == "mps" and not torch.backends.mps.is_available()
     ):
         raise UserError(f"device {device!r} is not available here; use cpu")
-
-
-def _read_config(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{name}: no config.json in {folder}; {_ELSEWHERE}") from error
-    except ValueError as error:
-        raise UserError(
-            f"{name}: {folder / 'config.json'} is not valid JSON; copy it again"
-        ) from error
-    architecture = config.get("model_type") if isinstance(config, dict) else None
-    if architecture not in hook_points.architectures():
-        raise UserError(
-            f"{name}: architecture {architecture!r} is not supported; supported: "
-            f"{', '.join(hook_points.architectures())}"
-        )
-    return config
-
-
-def _weight_files(folder: Path, name: str) -> list[Path]:
-    """The safetensors files, each whole as far as its header can tell."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{name}: {index} is damaged; copy the checkpoint again") from error
-        files = [folder / shard for shard in sorted(shards)]
-    else:
-        files = [folder / "model.safetensors"]
-    for file in files:
-        if not file.is_file():
-            advice = "copy the checkpoint again"
-            if (folder / "pytorch_model.bin").is_file():
-                advice = "pickled weights are not read: save them with safe_serialization"
-            raise UserError(f"{name}: {file} is missing; {advice}")
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise UserError(
-                f"{name}: {file} is truncated or damaged ({error}); copy the checkpoint again"
-            ) from error
-    return files
-
-
-def _require_tokenizer_files(folder: Path, name: str) -> None:
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        raise UserError(
-            f"{name}: no tokenizer files in {folder} (one of {', '.join(TOKENIZER_FILES)}); "
-            "save the tokenizer there with tokenizer.save_pretrained"
-        )
 
 
 def _load_tokenizer(folder: Path, name: str) -> Any:
@@ -376,12 +305,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bar:
             logging.enable_progress_bar()
-
-
-def _hash_files(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()

@@ -162,10 +162,10 @@ def choose_k(
     k_max is d_in // 4 by SCIENCE section 4. Raises ValueError on pilots that are empty, unequal in
     number, repeated or not positive.
     """
+    if not 0 < len(pilot_ks) == len(set(pilot_ks)) == len(pilot_fvus):
+        raise ValueError(f"choose_k needs distinct pilot k, one FVU each: {pilot_ks}, {pilot_fvus}")
     order = np.argsort(pilot_ks)
     ks, fvus = np.asarray(pilot_ks, float)[order], np.asarray(pilot_fvus, float)[order]
-    if len(ks) == 0 or len(ks) != len(fvus) or (np.diff(ks) <= 0).any():
-        raise ValueError(f"choose_k needs distinct pilot k, one FVU each: {pilot_ks}, {pilot_fvus}")
     if not ((ks >= 1).all() and np.isfinite(fvus).all() and (fvus > 0).all() and target_fvu > 0):
         raise ValueError(f"choose_k needs k >= 1 and FVU > 0: {pilot_ks}, {pilot_fvus}")
     log_fvus = np.log(np.minimum.accumulate(fvus))

@@ -62,8 +62,8 @@ def cosine_edges(
     for start in range(0, len(a), height):
         block = a[start : start + height] @ b.T
         i, j = torch.nonzero(block > threshold, as_tuple=True)
-        cosines = block[i, j].double().numpy()
-        found.append(Edges(rows_a[i.numpy() + start], rows_b[j.numpy()], cosines))
+        cosines = block[i, j].double().cpu().numpy()
+        found.append(Edges(rows_a[i.cpu().numpy() + start], rows_b[j.cpu().numpy()], cosines))
     if not found:
         nothing = np.empty(0, dtype=np.int64)
         return Edges(nothing, nothing, np.empty(0))

@@ -91,7 +91,7 @@ def merge_duplicates(latents: LatentSet, *, cosine: float = DUPLICATE_COSINE) ->
     every seed holds twice would count twice.
     """
     z = activation_matrix(latents.acts, latents.d_sae)
-    norms = torch.linalg.vector_norm(torch.as_tensor(latents.W_dec).double(), dim=1).numpy()
+    norms = torch.linalg.vector_norm(latents.W_dec.detach().cpu().double(), dim=1).numpy()
     mass = z.sum(axis=0) * norms
     close = cosine_edges(latents.W_dec, latents.W_dec, latents.live, latents.live, cosine)
     close = close.where(close.left != close.right)
@@ -112,6 +112,6 @@ def merge_duplicates(latents: LatentSet, *, cosine: float = DUPLICATE_COSINE) ->
                 settled.add(j)
     live = latents.live & (absorber == np.arange(latents.d_sae))
     scale = np.where(norms[absorber] > 0, norms / np.where(norms > 0, norms, 1)[absorber], 1.0)
-    indices = torch.as_tensor(latents.acts.indices)
-    values = torch.as_tensor(latents.acts.values).double() * torch.from_numpy(scale)[indices]
+    indices = latents.acts.indices.cpu()
+    values = latents.acts.values.detach().cpu().double() * torch.from_numpy(scale)[indices]
     return LatentSet(latents.W_dec, SparseActs(torch.from_numpy(absorber)[indices], values), live)

@@ -33,7 +33,7 @@ def covariance_root(x: Float[Tensor, "token d_in"]) -> Float[Tensor, "d_in d_in"
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(x))
     if values[-1] <= 0:
         raise SAEError("held-out activations do not vary; capture more tokens before matching")
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return ((vectors * values.clamp(min=0).sqrt()) @ vectors.T).cpu()
 
 
 def random_directions(
@@ -110,7 +110,8 @@ def random_latent_set(
     Every latent counts as live, so that the null errs to the side of more matches.
     """
     n = len(directions)
-    mean = x_held.double().mean(dim=0).float()
+    x = x_held.detach().float().cpu()
+    mean = x.double().mean(dim=0).float()
     sae = SAE(directions.T.contiguous(), directions, torch.zeros(n), mean, k=min(k, n))
-    acts = sae.encode(x_held.detach().float())
+    acts = sae.encode(x)
     return LatentSet(directions, acts, np.ones(n, dtype=bool))

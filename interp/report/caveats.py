@@ -9,15 +9,35 @@ from interp.report.headline import rows_in_the_answer
 from interp.report.records import PackingRow, Summary
 from interp.report.wording import plural, significant
 
+# Warnings of the study that this list says itself, with widths: known by how they begin.
+SAID_HERE = (
+    "preview:",
+    "undertrained",
+    "censored at the dictionary size",
+    "FVU not at the target",
+    "no random-init twin",
+    "the twin's SAEs do not reach",
+    "uncalibrated:",
+    "too few models:",
+    "exponent:",
+    "loss fit:",
+)
+
+
+def remaining_warnings(summary: Summary) -> tuple[str, ...]:
+    """The study's own warnings, less those that `caveats` repeats."""
+    return tuple(text for text in summary.warnings if not text.startswith(SAID_HERE))
+
 
 def caveats(summary: Summary) -> tuple[str, ...]:
-    """Sentences, the gravest first. The study's own warnings are beside them in the summary."""
+    """Sentences, the gravest first; `remaining_warnings` holds what only the study can know."""
     primary = summary.primary_rows
     used = rows_in_the_answer(summary)
     return (
         *_preview(summary),
         *_unconverged(primary),
         *_bounds(primary),
+        *_reconstruction(primary),
         *_twins(primary),
         *_uncalibrated(primary),
         *_few(used),
@@ -87,6 +107,16 @@ def _twins(rows: Sequence[PackingRow]) -> list[str]:
     return found
 
 
+def _reconstruction(rows: Sequence[PackingRow]) -> list[str]:
+    off = [row for row in rows if row.fvu_matched is False]
+    if not off:
+        return []
+    return [
+        f"FVU off target ({where(off)}): no allowed k brought the reconstruction error to the "
+        f"value asked for, so these counts are taken at another quality than planned."
+    ]
+
+
 def _uncalibrated(rows: Sequence[PackingRow]) -> list[str]:
     n = sum(row.calibration == "uncalibrated" for row in rows)
     if not n:
@@ -123,11 +153,11 @@ def _narrow(rows: Sequence[PackingRow]) -> list[str]:
 
 def _fits(summary: Summary) -> list[str]:
     found = []
-    if summary.scaling.identified is False:
+    if summary.scaling.identified is False or summary.scaling.reason:
         why = f": {summary.scaling.reason}" if summary.scaling.reason else ""
         found.append(f"The loss curve is not identified{why}.")
-    if summary.exponent.beta.value is None and summary.exponent.reason:
-        found.append(f"No packing exponent: {summary.exponent.reason}.")
+    if summary.exponent.reason:
+        found.append(f"The packing exponent: {summary.exponent.reason}.")
     return found
 
 

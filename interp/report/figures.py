@@ -1,5 +1,6 @@
 """The figures: one Vega-Lite specification each, for the interactive page and the files alike."""
 
+import math
 from collections.abc import Sequence
 
 import altair as alt
@@ -18,18 +19,20 @@ TWIN_BESIDE = 1.035
 
 def all_figures(summary: Summary) -> dict[str, Figure]:
     """Every figure that the run has numbers for, by name, in the order of the page."""
-    primary = summary.primary_rows
-    estimator = primary[0].estimator if primary else None
-    same_kind = [r for r in summary.packing if r.estimator == estimator]
-    counted_stream = [r for r in same_kind if r.about == summary.about]
+    rows = summary.drawn_rows
+    raw = [row for row in _beside(summary, rows, about="all") if summary.about != "all"]
+    # The profiles follow the plain count: saturation has one number for all sizes together.
+    plain = [r for r in summary.packing if r.estimator == "reproducible"]
+    stream = [row for row in plain if row.about == summary.about]
+    layers = {(row.model.name, row.layer) for row in rows}
     drawn = (
-        packing_against_loss(primary),
+        packing_against_loss(rows),
         loss_against_width(summary.models, summary.scaling),
-        packing_against_width(primary, summary.exponent),
+        packing_against_width(rows, summary.exponent),
         exponent_interval(summary.exponent),
-        packing_against_width(_raw_beside(same_kind, primary), None),
-        by_depth(_same_ratio(counted_stream, primary)),
-        by_dictionary_size(_same_layer(counted_stream, primary)),
+        packing_against_width(raw, None),
+        by_depth([row for row in stream if _at_primary_size(row, summary)]),
+        by_dictionary_size([row for row in stream if (row.model.name, row.layer) in layers]),
     )
     return {figure.name: figure for figure in drawn if figure is not None}
 
@@ -132,7 +135,9 @@ def packing_against_width(rows: Sequence[PackingRow], exponent: Exponent | None)
     )
     y = marks.per_dimension_axis(points)
     noun = _noun(about)
-    references = exponent_lines(shown, exponent, x, y) if exponent is not None else []
+    references = []
+    if exponent is not None and exponent.beta.value is not None:
+        references = exponent_lines(shown, exponent, x, y)
     return Figure(
         name="packing_against_width" if about == "contextual" else f"packing_against_width_{about}",
         title=f"{noun.capitalize()} per dimension against width",
@@ -150,20 +155,22 @@ def packing_against_width(rows: Sequence[PackingRow], exponent: Exponent | None)
     )
 
 
-def _raw_beside(rows: Sequence[PackingRow], primary: Sequence[PackingRow]) -> list[PackingRow]:
-    """The same layers and sizes on the raw stream, where the headline is contextual."""
-    places = {(r.model.name, r.layer, r.d_sae) for r in primary if r.about == "contextual"}
-    return [r for r in rows if r.about == "all" and (r.model.name, r.layer, r.d_sae) in places]
+def _beside(summary: Summary, rows: Sequence[PackingRow], *, about: str) -> list[PackingRow]:
+    """The same models, layers and estimator on another stream; the same D where D is one."""
+
+    def place(row: PackingRow) -> tuple[object, ...]:
+        size = None if row.estimator == "saturation" else row.d_sae
+        return row.model.name, row.layer, row.estimator, size
+
+    places = {place(row) for row in rows}
+    return [row for row in summary.packing if row.about == about and place(row) in places]
 
 
-def _same_ratio(rows: Sequence[PackingRow], primary: Sequence[PackingRow]) -> list[PackingRow]:
-    sizes = {(row.model.name, row.d_sae) for row in primary}
-    return [row for row in rows if (row.model.name, row.d_sae) in sizes]
-
-
-def _same_layer(rows: Sequence[PackingRow], primary: Sequence[PackingRow]) -> list[PackingRow]:
-    layers = {(row.model.name, row.layer) for row in primary}
-    return [row for row in rows if (row.model.name, row.layer) in layers]
+def _at_primary_size(row: PackingRow, summary: Summary) -> bool:
+    ratio = summary.primary.get("d_sae_per_d_model")
+    if not isinstance(ratio, int | float) or not row.d_sae or not row.model.d_model:
+        return True
+    return math.isclose(row.d_sae, ratio * row.model.d_model, rel_tol=0.01)
 
 
 def _noun(about: str) -> str:

@@ -47,7 +47,7 @@ def at_widths(rows: Sequence[PackingRow], *, as_span: bool = False, few: bool = 
     widths = sorted({row.model.d_model for row in rows if row.model.d_model is not None})
     if not widths:
         return "unknown width"
-    if as_span and len(widths) > 1:
+    if as_span and len(widths) > 2:
         return f"width {widths[0]} to {widths[-1]}"
     if few and len(widths) > 2:
         return f"{len(widths)} of the widths"
@@ -72,7 +72,8 @@ def _no_answer(summary: Summary) -> str:
     if not tried:
         return f"Not identified: this run holds no count of {name} at the primary layer."
     reasons = sorted({row.reason for row in tried if row.reason})
-    why = f" ({'; '.join(reasons)})" if reasons else ""
+    # Rows that each have a reason of their own say it in the table.
+    why = f" ({'; '.join(reasons)})" if 0 < len(reasons) <= 2 else ""
     return (
         f"Not identified: none of the {plural(len(tried), 'count')} of {name} passed the "
         f"convergence rule{why}, so this run does not say how many a layer packs."
@@ -116,7 +117,7 @@ def _sentence(rows: Sequence[PackingRow], contrasts: Sequence[Contrast]) -> str:
 
 def _trained(rows: Sequence[PackingRow]) -> str:
     per_dim = known_values(row.per_dim for row in rows)
-    at_least = "at least " if all(row.lower_bound for row in rows) else ""
+    at_least = "at least " if all(row.lower_bound for row in rows) and max(per_dim) > 0 else ""
     count = f"{at_least}{span(per_dim)} {feature_noun(rows[0].about)} per dimension"
     if len(rows) == 1:
         only = rows[0]
@@ -162,8 +163,12 @@ def _bound(rows: Sequence[PackingRow]) -> list[str]:
     )
     if not rows or not ratios or not all(row.lower_bound for row in rows):
         return []
-    each = f"{ratios[0]:g} latents per dimension" if len(ratios) == 1 else "limited size"
-    return [f"These are lower bounds: a dictionary of {each} cannot show more features than that."]
+    if len(ratios) > 1:
+        return ["These are lower bounds: the counts were still growing with the dictionary."]
+    return [
+        f"These are lower bounds: a dictionary of {ratios[0]:g} latents per dimension cannot show "
+        f"more features than that."
+    ]
 
 
 def _width(summary: Summary, rows: Sequence[PackingRow]) -> str:
@@ -177,6 +182,8 @@ def _width(summary: Summary, rows: Sequence[PackingRow]) -> str:
     )
     if exponent.twin.value is not None:
         text += f" In the untrained twins the power is {in_prose(exponent.twin)}."
+    elif exponent.twin_reason:
+        text += f" For the untrained twins it is not identified: {exponent.twin_reason}."
     return text
 
 

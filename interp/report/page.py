@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from interp.report import static
-from interp.report.caveats import caveats
+from interp.report.caveats import caveats, remaining_warnings
 from interp.report.figures import all_figures
 from interp.report.headline import QUESTION, answer
 from interp.report.marks import Figure
@@ -26,6 +26,7 @@ from interp.report.meaning import meaning
 from interp.report.reading import RunRecords, read_run
 from interp.report.records import Summary
 from interp.report.tables import (
+    ablation_note,
     correlation_table,
     dictionary_table,
     packing_table,
@@ -77,6 +78,7 @@ def render(run: RunRecords, drawn: Mapping[str, Figure], vectors: Mapping[str, s
         question=QUESTION,
         answer=answer(summary),
         caveats=caveats(summary),
+        warnings=remaining_warnings(summary),
         glance=_glance(run),
         meaning=meaning(summary),
         summary=summary,
@@ -84,7 +86,7 @@ def render(run: RunRecords, drawn: Mapping[str, Figure], vectors: Mapping[str, s
         primary_table=packing_table(primary) if primary else None,
         rest_table=packing_table(rest) if rest else None,
         dictionary_table=dictionary_table(run.results),
-        ablation=_ablation(run.config_text),
+        ablation=ablation_note(run.results),
         correlation_table=correlation_table(summary),
         manifest=record_table(run.manifest),
         config_text=run.config_text,
@@ -123,7 +125,7 @@ def _scaling_lines(summary: Summary) -> list[str]:
         why = f": {scaling.reason}" if scaling.reason else ""
         return [f"No curve was fitted to the loss{why}."]
     lines = [
-        f"L = A / m^alpha + B over {plural(len(summary.models), 'model')}: "
+        f"L = A / m^alpha + B over {plural(scaling.n_models or len(summary.models), 'model')}: "
         f"alpha = {in_prose(scaling.alpha)}, A = {in_prose(scaling.A, 3)}, "
         f"B = {in_prose(scaling.B, 3)}."
     ]
@@ -135,7 +137,7 @@ def _scaling_lines(summary: Summary) -> list[str]:
 
 def _vega() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script that defines `vegaEmbed`."""
-    bundle = vl_convert.javascript_bundle(None)
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     # It stands between script tags, and its hash is taken before a parser normalises line ends.
     if "</script" in bundle or "<!--" in bundle or "\r" in bundle:
         raise RuntimeError("the Vega bundle cannot be inlined as it is: it would close its script")
@@ -162,12 +164,6 @@ def _policy(*scripts: str) -> str:
 
 def _data_uri(vector: str) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(vector.encode()).decode()}"
-
-
-def _ablation(config_text: str) -> str | None:
-    """The ablation named in the config, wherever it stands."""
-    found = re.search(r"^\s*ablation:\s*(\w+)\s*$", config_text, re.MULTILINE)
-    return found.group(1) if found else None
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -118,6 +118,9 @@ def _model(record: Mapping[str, Any]) -> ModelRecord:
 def _packing(record: Mapping[str, Any], models: Mapping[str, ModelRecord]) -> PackingRow:
     name = str(record.get("model"))
     count, per_dim = interval(record), number(record.get("per_dim"))
+    censored = record.get("censored")
+    if censored is None:  # a run that says it in words only
+        censored = "censored" in str(record.get("reason"))
     model = models.get(name)
     if model is None:
         # A row of a model that is not listed still shows; its width follows from its own numbers.
@@ -144,6 +147,7 @@ def _packing(record: Mapping[str, Any], models: Mapping[str, ModelRecord]) -> Pa
         tokens_per_latent=number(record.get("tokens_per_latent")),
         converged=record.get("converged"),
         identified=record.get("identified"),
+        censored=bool(censored),
         reason=record.get("reason"),
         calibration=str(record.get("calibration") or "uncalibrated"),
     )
@@ -170,8 +174,8 @@ def _exponent(record: Mapping[str, Any]) -> Exponent:
         beta=flat,
         twin=twin,
         n_models=_whole(record.get("n_models")),
-        layer_fraction=number(record.get("layer_fraction")),
         reason=record.get("reason"),
+        twin_reason=record.get("twin_reason"),
     )
 
 
@@ -180,6 +184,7 @@ def _scaling(record: Mapping[str, Any]) -> Scaling:
         A=interval(record, "A"),
         alpha=interval(record, "alpha"),
         B=interval(record, "B"),
+        n_models=_whole(record.get("n_models")),
         identified=record.get("identified"),
         caption=str(record.get("caption") or ""),
         reason=record.get("reason"),

@@ -74,13 +74,10 @@ class PackingRow:
     tokens_per_latent: float | None
     converged: bool | None
     identified: bool | None
+    censored: bool
+    """The value is the largest count seen, and nothing bounds it from above."""
     reason: str | None
     calibration: str
-
-    @property
-    def censored(self) -> bool:
-        """The value is the largest count seen, and nothing bounds it from above."""
-        return "censored" in (self.reason or "").lower()
 
     @property
     def counts(self) -> bool:
@@ -94,7 +91,7 @@ class PackingRow:
     @property
     def lower_bound(self) -> bool:
         """Censored, or a count at one dictionary size: it cannot exceed that size."""
-        return self.censored or self.estimator in ("reproducible", "live_latents")
+        return self.censored or self.estimator.startswith(("reproducible", "live_latents"))
 
     @property
     def twin_known(self) -> bool:
@@ -109,8 +106,8 @@ class Exponent:
     beta: Interval = Interval()
     twin: Interval = Interval()
     n_models: int | None = None
-    layer_fraction: float | None = None
     reason: str | None = None
+    twin_reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +117,7 @@ class Scaling:
     A: Interval = Interval()
     alpha: Interval = Interval()
     B: Interval = Interval()
+    n_models: int | None = None
     identified: bool | None = None
     caption: str = ""
     reason: str | None = None
@@ -177,6 +175,16 @@ class Summary:
                 if best is None or _preference(row) > _preference(best):
                     chosen[row.model.name] = row
         return tuple(sorted(chosen.values(), key=lambda row: row.model.d_model or 0))
+
+    @property
+    def drawn_rows(self) -> tuple[PackingRow, ...]:
+        """The primary rows; where none has a number, the plain counts they would rest on."""
+        primary = self.primary_rows
+        if any(row.per_dim.value is not None for row in primary):
+            return primary
+        plain = {**self.primary, "estimator": "reproducible"}
+        rows = [row for row in self.packing if matches_primary(row, plain)]
+        return tuple(sorted(rows, key=lambda row: row.model.d_model or 0)) or primary
 
     @property
     def about(self) -> str:

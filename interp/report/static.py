@@ -14,7 +14,15 @@ PNG_WIDTH = 1600
 
 def svg(figure: Figure) -> str:
     """The figure as SVG, `WIDTH` units wide, title and subtitle included."""
-    return vl_convert.vegalite_to_svg(standalone(figure))
+    # Vega numbers clip paths over the life of the process; a file must not depend on what was
+    # drawn before it.
+    numbers: dict[str, str] = {}
+
+    def renumber(found: re.Match[str]) -> str:
+        return found.group(1) + numbers.setdefault(found.group(2), str(len(numbers)))
+
+    drawn = vl_convert.vegalite_to_svg(standalone(figure))
+    return re.sub(r"""((?:id="|url\(#)(?:clip|gradient)_?)(\d+)""", renumber, drawn)
 
 
 def png(svg_text: str) -> bytes:

@@ -51,9 +51,12 @@ def packing_table(rows: Sequence[PackingRow]) -> Table:
         "Stream": lambda r: r.about,
         "Estimator": lambda r: r.estimator,
         "Per dimension [95%]": lambda r: with_interval(r.per_dim),
-        "Count [95%]": lambda r: with_interval(r.count),
-        "Untrained twin, per dimension": _twin,
+        "Untrained twin [95%]": _twin,
         "Minus twin": _minus_twin,
+        "Converged": lambda r: verdict(r.converged),
+        "Identified": lambda r: verdict(r.identified) + (f": {r.reason}" if r.reason else ""),
+        "Calibration": lambda r: r.calibration,
+        "Count [95%]": lambda r: with_interval(r.count),
         "D": lambda r: whole(r.d_sae),
         "k": lambda r: whole(r.k),
         "FVU": lambda r: significant(r.fvu),
@@ -61,9 +64,7 @@ def packing_table(rows: Sequence[PackingRow]) -> Table:
         "Tokens per latent": lambda r: whole(r.tokens_per_latent),
         "Held-out tokens": lambda r: whole(r.n_tokens),
         "Seeds": lambda r: whole(r.n_seeds),
-        "Converged": lambda r: verdict(r.converged),
-        "Identified": lambda r: verdict(r.identified) + (f": {r.reason}" if r.reason else ""),
-        "Calibration": lambda r: r.calibration,
+        "Twin's dictionaries": _twin_quality,
     }
     body = [tuple(cell(row) for cell in columns.values()) for row in rows]
     # What a reader scans for stays in the table even where it never changes.
@@ -112,6 +113,14 @@ def dictionary_table(results: pd.DataFrame | None) -> Table | None:
         *QUANTITIES.values(),
     )
     return _folded(columns, lines, {"Hook point", "Stream", "k"})
+
+
+def ablation_note(results: pd.DataFrame | None) -> str | None:
+    """What stood in for the stream in the ablated loss, as the measurement noted it."""
+    if results is None or not {"quantity", "note"} <= set(results.columns):
+        return None
+    notes = results.loc[results["quantity"] == "ce_loss_ablated", "note"].dropna().unique()
+    return str(notes[0]) if len(notes) == 1 else None
 
 
 def correlation_table(summary: Summary) -> Table | None:
@@ -172,14 +181,21 @@ def _readable(name: str, value: Any) -> str:
 
 
 def _twin(row: PackingRow) -> str:
+    return "not measured" if row.twin is None else with_interval(row.twin.per_dim, 2)
+
+
+def _twin_quality(row: PackingRow) -> str:
+    """What may keep the twin's count from being compared."""
     if row.twin is None:
-        return "not measured"
-    text = with_interval(row.twin.per_dim)
-    if row.twin.converged is False:
-        text += ", not converged"
+        return "–"
+    parts = [f"FVU {significant(row.twin.fvu)}"] if row.twin.fvu is not None else []
     if row.twin.fvu_matched is False:
-        text += f", FVU {significant(row.twin.fvu)} not matched"
-    return text + (f" ({row.twin.reason})" if row.twin.reason else "")
+        parts.append("not matched")
+    if row.twin.converged is not True:
+        parts.append("not converged")
+    if row.twin.reason and "undertrained" not in row.twin.reason:
+        parts.append(row.twin.reason)
+    return ", ".join(parts)
 
 
 def _minus_twin(row: PackingRow) -> str:

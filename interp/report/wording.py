@@ -51,7 +51,7 @@ def with_interval(estimate: Interval, digits: int = 3) -> str:
         return ABSENT
     if estimate.low is None and estimate.high is None:
         return significant(estimate.value, digits)
-    places = decimals(estimate.value, digits) if estimate.value else digits - 1
+    places = _places(estimate, digits)
 
     def part(value: float | None) -> str:
         return "…" if value is None else fixed(value, places)
@@ -64,7 +64,7 @@ def in_prose(estimate: Interval, digits: int = 2) -> str:
     """`1.8 (95% interval 1.7 to 2.0)`."""
     if estimate.value is None:
         return "unknown"
-    places = decimals(estimate.value, digits) if estimate.value else digits - 1
+    places = _places(estimate, digits)
     value = fixed(estimate.value, places)
     if estimate.low is None and estimate.high is None:
         return f"{value} (no interval)"
@@ -74,6 +74,13 @@ def in_prose(estimate: Interval, digits: int = 2) -> str:
         return f"{value} (95% interval up to {fixed(estimate.high, places)}, no lower end)"
     low, high = fixed(estimate.low or 0, places), fixed(estimate.high or 0, places)
     return f"{value} (95% interval {low} to {high})"
+
+
+def _places(estimate: Interval, digits: int) -> int:
+    """Decimals by the value, or, where that is zero, by the larger end of its interval."""
+    ends = [abs(end) for end in (estimate.low, estimate.high) if end is not None]
+    leading = abs(estimate.value or 0) or max(ends, default=0)
+    return decimals(leading, digits) if leading else digits - 1
 
 
 def span(values: Sequence[float], show: Callable[[float], str] | None = None) -> str:

@@ -82,6 +82,7 @@ def packing_record(width: int, layer: int = 1, about: str = "contextual") -> dic
         "tokens_per_latent": 12_000 if not unconverged else 3_100,
         "converged": not unconverged,
         "identified": not (unconverged or censored),
+        "censored": censored,
         "reason": reason,
         "calibration": "uncalibrated",
     }
@@ -133,7 +134,10 @@ def summary() -> dict[str, Any]:
             "caption": "alpha at fixed tokens: every width saw the same 25M tokens, so width, "
             "tokens per parameter and optimization change together.",
         },
-        "warnings": ["the token hash of deps differs from the committed one"],
+        "warnings": [
+            "uncalibrated: the estimators were not checked against known feature counts",
+            "the token hash of deps differs from the committed one",
+        ],
         "command": "interp study full --out runs/full",
         "wall_time_seconds": 5412.7,
     }
@@ -171,11 +175,13 @@ def results(data: dict[str, Any]) -> pd.DataFrame:
                 rows += [
                     {**one, "role": "main", "quantity": q, "value": v} for q, v in values.items()
                 ]
+                rows[-2]["note"] = "mean ablation"
                 rows.append({**one, "role": "half", "quantity": "fvu", "value": 0.9})
             rows.append(
                 {**base, "quantity": "loss_nats_per_token", "value": clean, "ci_low": clean - 0.03}
             )
-    return pd.DataFrame(rows)
+    whole = {"d_model": "Int64", "layer": "Int64", "d_sae": "Int64", "k": "Int64", "seed": "Int64"}
+    return pd.DataFrame(rows).astype(whole)
 
 
 MANIFEST = {
@@ -187,7 +193,7 @@ MANIFEST = {
     "peak_memory_bytes": 1_620_000_000,
     "wall_time_seconds": 5412.7,
 }
-CONFIG = {"models": [f"ladder/d{w:03d}" for w in WIDTHS], "seeds": 5, "ablation": "mean"}
+CONFIG = {"models": [f"ladder/d{w:03d}" for w in WIDTHS], "n_seeds": 5}
 
 
 def write_run(folder: Path, data: dict[str, Any] | None = None, *, complete: bool = True) -> Path:

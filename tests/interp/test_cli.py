@@ -43,8 +43,9 @@ def test_help_lists_the_commands_without_heavy_imports() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("200000", 200_000), ("2e5", 200_000), ("200k", 200_000), ("1.5M", 1_500_000)]
-)  # fmt: skip
+    ("text", "count"),
+    [("200000", 200_000), ("2e5", 200_000), ("200k", 200_000), ("1.5M", 1_500_000)],
+)
 def test_numbers_of_tokens(text: str, count: int) -> None:
     assert cli._count(text) == count
 

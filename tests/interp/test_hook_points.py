@@ -169,8 +169,10 @@ def test_no_hook_outlives_the_block_even_after_an_exception() -> None:
         raise RuntimeError("from a callback")
 
     points = {HookPoint(kind, 1): fail for kind in KINDS}
-    with pytest.raises(RuntimeError, match="from a callback"), watch(hf, points):
+    with watch(hf, points):
         assert n_hooks(hf) == before + len(KINDS)
+    assert n_hooks(hf) == before
+    with pytest.raises(RuntimeError, match="from a callback"), watch(hf, points):
         hf(input_ids=IDS)
     assert n_hooks(hf) == before
 

@@ -39,7 +39,7 @@ def test_a_known_name_returns(monkeypatch: pytest.MonkeyPatch, asked: list[Any])
 
 def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch, asked: list[Any]) -> None:
     answer(monkeypatch, asked, ConnectionError("Name or service not known\nsecond line"))
-    with pytest.raises(UserError, match="cannot be reached .*not known.*do this") as error:
+    with pytest.raises(UserError, match=r"cannot be reached .*not known.*do this") as error:
         hub.require("gpt5", "model", otherwise="do this")
     assert "\n" not in str(error.value)
     assert len(asked) == 1

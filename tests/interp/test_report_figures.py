@@ -23,9 +23,14 @@ def layers(figure: marks.Figure, mark: str) -> list[dict[str, Any]]:
     return [one for one in figure.spec["layer"] if one["mark"]["type"] == mark]
 
 
+def values(figure: marks.Figure, layer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The data of a layer, which Altair keeps once per specification, under a name."""
+    return figure.spec["datasets"][layer["data"]["name"]]
+
+
 def symbols(figure: marks.Figure) -> list[dict[str, Any]]:
     (found,) = [one for one in layers(figure, "point") if "fill" in one["encoding"]]
-    return found["data"]["values"]
+    return values(figure, found)
 
 
 def test_a_full_run_has_every_figure_and_a_bare_one_none(
@@ -68,8 +73,8 @@ def test_unconverged_is_hollow_and_censored_has_an_arrow_for_an_upper_end(
     twins = {p["label"]: p["kind"] for p in symbols(figure) if "arrow" not in p}
     assert twins["64"] == "untrained twin, not converged"
     (arrow,) = [one for one in layers(figure, "point") if "fill" not in one["encoding"]]
-    assert [point["label"] for point in arrow["data"]["values"]] == ["256"]
-    (censored,) = arrow["data"]["values"]
+    assert [point["label"] for point in values(figure, arrow)] == ["256"]
+    (censored,) = values(figure, arrow)
     assert censored["high"] == censored["y"]
 
 
@@ -125,17 +130,17 @@ def test_the_alternative_text_tells_every_point(figures: dict[str, marks.Figure]
 
 
 def test_the_loss_curve_is_the_fitted_formula(figures: dict[str, marks.Figure]) -> None:
-    (curve,) = layers(figures["loss_against_width"], "line")
-    for point in (curve["data"]["values"][0], curve["data"]["values"][-1]):
-        assert point["y"] == pytest.approx(8.31 / point["x"] ** 0.61 + 1.94)
-    assert [curve["data"]["values"][i]["x"] for i in (0, -1)] == pytest.approx([32, 256])
+    (layer,) = layers(figures["loss_against_width"], "line")
+    curve = values(figures["loss_against_width"], layer)
+    assert [curve[i]["x"] for i in (0, -1)] == pytest.approx([32, 256])
+    assert [p["y"] for p in curve] == pytest.approx([8.31 / p["x"] ** 0.61 + 1.94 for p in curve])
 
 
 def test_reference_lines_have_the_slopes_they_are_labelled_with(
     figures: dict[str, marks.Figure],
 ) -> None:
-    same, stock = layers(figures["packing_against_width"], "line")
-    ends = [[line["data"]["values"][i]["y"] for i in (0, -1)] for line in (same, stock)]
+    figure = figures["packing_against_width"]
+    ends = [[values(figure, line)[i]["y"] for i in (0, -1)] for line in layers(figure, "line")]
     assert ends[0][0] == pytest.approx(ends[0][1])
     # A fixed stock over eight times the dimensions is an eighth per dimension.
     assert ends[1][0] / ends[1][1] == pytest.approx(8)
@@ -148,6 +153,7 @@ def test_without_a_fit_there_is_no_curve_and_without_beta_no_lines() -> None:
     assert layers(found["loss_against_width"], "line") == []
     assert "no curve" in found["loss_against_width"].alt
     assert "exponent" not in found
+    assert layers(found["packing_against_width"], "line") == []
 
 
 def test_missing_numbers_are_left_out_and_not_drawn_at_zero() -> None:
@@ -169,15 +175,47 @@ def test_several_sizes_give_a_profile_over_them() -> None:
     assert {point["x"] for point in symbols(found)} == {8, 16}
 
 
+def saturated(value: float | None) -> dict[str, Any]:
+    """The run with saturation as its primary estimator, over the plain counts."""
+    data = report_run.summary()
+    data["primary"] = data["primary"] | {"estimator": "saturation"}
+    for width in report_run.WIDTHS:
+        for about in ("contextual", "all"):
+            record = report_run.packing_record(width, 1, about)
+            number = None if value is None else value * width
+            record |= {"estimator": "saturation", "d_sae": 32 * width}
+            record |= {"value": number, "per_dim": value, "ci_low": None, "ci_high": None}
+            data["packing"].append(record)
+    return data
+
+
+def test_profiles_follow_the_plain_count_whatever_the_primary_is() -> None:
+    found = all_figures(read_summary(saturated(3.5)))
+    assert {point["y"] for point in symbols(found["packing_against_loss"])} >= {3.5}
+    assert "packing_by_depth" in found
+    assert "packing_against_width_all" in found
+    assert 3.5 not in {point["y"] for point in symbols(found["packing_by_depth"])}
+
+
+def test_where_no_primary_count_has_a_number_the_plain_counts_are_drawn() -> None:
+    found = all_figures(read_summary(saturated(None)))
+    drawn = {
+        point["label"]: point["y"]
+        for point in symbols(found["packing_against_loss"])
+        if point["kind"] in KINDS[:2]
+    }
+    assert drawn == {str(w): pytest.approx(v) for w, v in report_run.CONTEXTUAL.items()}
+
+
 def test_labels_at_line_ends_keep_their_order_and_their_distance() -> None:
     assert marks.spread([1, 1.1, 3], 1) == pytest.approx([0.55, 1.55, 3])
     assert marks.spread([], 1) == []
-    values = [2.0, 2.05, 2.1, 0.1, 2.9, 3.0]
-    moved = marks.spread(values, 0.4)
-    order = sorted(range(len(values)), key=values.__getitem__)
+    heights = [2.0, 2.05, 2.1, 0.1, 2.9, 3.0]
+    moved = marks.spread(heights, 0.4)
+    order = sorted(range(len(heights)), key=heights.__getitem__)
     gaps = [moved[b] - moved[a] for a, b in itertools.pairwise(order)]
     assert min(gaps) >= 0.4 - 1e-9
-    assert sum(moved) == pytest.approx(sum(values))
+    assert sum(moved) == pytest.approx(sum(heights))
 
 
 def test_files_are_white_and_wide_enough_for_a_readme(figures: dict[str, marks.Figure]) -> None:

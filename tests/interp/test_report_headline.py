@@ -1,14 +1,16 @@
 """The sentences: every verdict, and the caveats that the first sentence must carry."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import report_run
 
+from interp import summary as summary_module
 from interp.report import headline
-from interp.report.caveats import caveats
+from interp.report.caveats import SAID_HERE, caveats, remaining_warnings
 from interp.report.contrast import Verdict, contrast
 from interp.report.headline import answer, reading_of
 from interp.report.reading import read_summary
@@ -35,6 +37,7 @@ def with_twins(ratio: Callable[[int], float], spread: float = 0.3) -> Data:
             "converged": True,
             "identified": True,
             "reason": None,
+            "censored": False,
             "ci_high": 1.06 * record["value"],
         }
         value = ratio(width) * record["value"]
@@ -130,7 +133,7 @@ def test_twins_that_pack_more_are_said_to() -> None:
 def test_a_censored_count_leaves_the_difference_open_above() -> None:
     data = with_twins(lambda width: 0.1)
     for record in data["packing"]:
-        record |= {"reason": "censored at D", "ci_high": None, "identified": False}
+        record |= {"censored": True, "ci_high": None, "identified": False}
     row = read_summary(data).primary_rows[0]
     found = contrast(row)
     assert found is not None
@@ -177,6 +180,21 @@ def test_a_preview_of_the_null_result_says_both() -> None:
     assert text.startswith(
         "Preview, not a result: packing is not distinguishable from an untrained"
     )
+
+
+def test_a_count_of_nothing_is_no_lower_bound() -> None:
+    data = with_twins(lambda width: 0.0)
+    for record in data["packing"]:
+        record |= {"value": 0.0, "per_dim": 0.0, "ci_low": 0.0, "ci_high": 0.0}
+    text = first(data)
+    assert text.startswith("Packing is not distinguishable from an untrained network's: ")
+    assert "pack 0 contextual features per dimension" in text
+
+
+def test_two_models_are_named_and_not_spanned() -> None:
+    data = with_twins(lambda width: 0.1)
+    data["packing"] = data["packing"][:2]
+    assert "2 trained models of widths 32 and 48 pack" in first(data)
 
 
 def test_an_empty_run_is_not_identified() -> None:
@@ -263,6 +281,20 @@ def test_few_models_get_their_smallest_possible_p() -> None:
     (text,) = [t for t in caveats(read_summary(data)) if t.startswith("Few models")]
     # 2 / 4! by hand.
     assert "is 0.083, so none can reach .05" in text
+
+
+def test_warnings_that_the_caveats_say_are_not_repeated() -> None:
+    summary = read_summary(report_run.summary())
+    assert len(summary.warnings) == 2
+    assert remaining_warnings(summary) == (summary.warnings[1],)
+
+
+def test_the_warnings_of_the_study_begin_as_expected() -> None:
+    # The study words them in another module: a changed wording would be said twice.
+    source = Path(summary_module.__file__).read_text("utf-8")
+    for start in SAID_HERE:
+        head = start.rstrip(":")
+        assert head in source, f"{start!r} is no warning of the study any more"
 
 
 def test_a_clean_run_has_only_the_caveats_it_deserves() -> None:

@@ -45,6 +45,7 @@ def test_a_converged_row_is_preferred_among_equals() -> None:
     assert read_summary(data).primary_rows[0].d_sae == 8 * 32
 
 
+@pytest.mark.parametrize("in_words_only", [False, True])
 @pytest.mark.parametrize(
     ("converged", "identified", "reason", "counts", "censored"),
     [
@@ -56,11 +57,17 @@ def test_a_converged_row_is_preferred_among_equals() -> None:
     ],
 )
 def test_what_counts(
-    converged: bool | None, identified: bool, reason: str | None, counts: bool, censored: bool
+    converged: bool | None,
+    identified: bool,
+    reason: str | None,
+    counts: bool,
+    censored: bool,
+    in_words_only: bool,
 ) -> None:
     data = report_run.summary()
+    said = None if in_words_only else censored
     verdict = {"converged": converged, "identified": identified, "reason": reason}
-    data["packing"] = [report_run.packing_record(32) | verdict]
+    data["packing"] = [report_run.packing_record(32) | verdict | {"censored": said}]
     (row,) = read_summary(data).primary_rows
     assert (row.counts, row.censored) == (counts, censored)
 

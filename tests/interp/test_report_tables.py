@@ -36,10 +36,10 @@ def test_each_count_says_why_it_may_not_be_believed() -> None:
     assert column(table, "Identified")[-2:] == ["no: undertrained", "no: censored at D"]
     assert column(table, "Converged") == ["yes"] * 6 + ["no", "yes"]
     assert table.hollow == (False,) * 6 + (True, False)
-    twins = column(table, "Untrained twin, per dimension")
-    assert twins[0] == "0.118 [0.071, 0.177], FVU 0.341 not matched"
-    assert twins[1] == "not measured"
-    assert "not converged" in twins[2]
+    assert column(table, "Untrained twin [95%]")[:2] == ["0.12 [0.07, 0.18]", "not measured"]
+    quality = column(table, "Twin's dictionaries")
+    assert quality[:2] == ["FVU 0.341, not matched", "–"]
+    assert quality[2] == "FVU 0.341, not matched, not converged"
     assert column(table, "Minus twin")[1] == "–"
 
 

@@ -58,7 +58,9 @@ def test_a_rounded_zero_has_no_minus_sign() -> None:
         (Interval(1.834, 1.7, 2.0), "1.83 [1.70, 2.00]"),
         (Interval(1.834, 1.7, None), "1.83 [1.70, …)"),
         (Interval(1.834, None, None), "1.83"),
-        (Interval(0, -0.5, 0.5), "0.00 [−0.50, 0.50]"),
+        (Interval(0, -0.5, 0.5), "0.000 [−0.500, 0.500]"),
+        (Interval(0, 0, 0.12), "0.000 [0.000, 0.120]"),
+        (Interval(0, 0, 0), "0.00 [0.00, 0.00]"),
         (Interval(None, 1, 2), "–"),
     ],
 )

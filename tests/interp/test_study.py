@@ -156,7 +156,7 @@ def test_an_interrupted_study_ends_with_the_same_bytes(
 def test_a_folder_of_another_study_is_left_alone(run: Run, config: StudyConfig) -> None:
     before = sorted(p.name for p in run.path.iterdir())
     other = config.model_copy(update={"n_seeds": 4})
-    with pytest.raises(UserError, match="another study .n_seeds is 3 there, 4 here"):
+    with pytest.raises(UserError, match=r"another study \(n_seeds is 3 there, 4 here\)"):
         run_study(other, run.path, quiet=True)
     assert sorted(p.name for p in run.path.iterdir()) == before
 

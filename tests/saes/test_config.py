@@ -1,0 +1,90 @@
+"""SAEConfig: validation in one line, the documented rules, the learning-rate schedule."""
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from saes.config import SAEConfig
+from saes.errors import SAEError
+
+
+def config(**changes: object) -> SAEConfig:
+    return SAEConfig(**({"d_in": 64, "d_sae": 512, "k": 8, "n_tokens": 1_000_000} | changes))
+
+
+def test_name_is_size_k_seed() -> None:
+    assert config(seed=3).name == "512-8-3"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"k": 513}, ["k 513", "d_sae 512"]),
+        ({"k": 0}, ["SAEConfig.k"]),
+        ({"d_in": -1}, ["SAEConfig.d_in", "-1"]),
+        ({"n_tokens": 0}, ["SAEConfig.n_tokens"]),
+        ({"lr": float("nan")}, ["SAEConfig.lr"]),
+        ({"seed": -1}, ["SAEConfig.seed"]),
+        ({"dsae": 3}, ["no field 'dsae'"]),
+        ({"encoder_dtype": "float16"}, ["SAEConfig.encoder_dtype", "float16"]),
+        ({"lr_warmup_fraction": 0.6, "lr_decay_fraction": 0.5}, ["lr_warmup_fraction"]),
+    ],
+)
+def test_wrong_values_give_one_line(changes: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(SAEError) as caught:
+        config(**changes)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_missing_field_is_named() -> None:
+    with pytest.raises(SAEError, match=r"SAEConfig\.k"):
+        SAEConfig(d_in=4, d_sae=8, n_tokens=10)
+
+
+def test_frozen() -> None:
+    with pytest.raises(ValidationError):
+        config().k = 4
+
+
+def test_round_trips_through_its_own_dump() -> None:
+    original = config(lr=0.01, encoder_dtype="bfloat16")
+    assert SAEConfig(**original.model_dump()) == original
+
+
+def test_learning_rate_rule_halves_for_four_times_the_latents() -> None:
+    assert config(d_sae=2048).peak_lr == pytest.approx(config(d_sae=512).peak_lr / 2)
+    assert config(lr=0.5).peak_lr == 0.5
+
+
+def test_dead_threshold_rule() -> None:
+    assert config(n_tokens=500_000).dead_threshold_tokens == 50_000
+    assert config(n_tokens=10**9).dead_threshold_tokens == 10_000_000
+    assert config(dead_after_tokens=7).dead_threshold_tokens == 7
+    assert config(n_tokens=3).dead_threshold_tokens == 1
+
+
+def test_k_aux_rule() -> None:
+    assert config().n_aux == 32
+    assert config(d_in=1).n_aux == 1
+    assert config(k_aux=5).n_aux == 5
+
+
+def test_schedule_rises_stays_and_falls() -> None:
+    c = config(n_tokens=1000, batch_size=10, lr=1.0, lr_warmup_fraction=0.1, lr_decay_fraction=0.2)
+    # The rate of a step is that of its middle: 5 tokens after its start.
+    assert c.lr_at(0) == pytest.approx(0.05)
+    assert c.lr_at(50) == pytest.approx(0.55)
+    assert c.lr_at(100) == 1.0
+    assert c.lr_at(700) == 1.0
+    assert c.lr_at(895) == pytest.approx(0.5)
+    assert c.lr_at(990) == pytest.approx(0.025)
+    assert c.lr_at(2000) == 0.0
+
+
+def test_schedule_without_warmup_or_decay_is_flat() -> None:
+    c = config(n_tokens=100, batch_size=10, lr=2.0, lr_warmup_fraction=0, lr_decay_fraction=0)
+    assert {c.lr_at(t) for t in (0, 50, 99)} == {2.0}
+    assert math.isfinite(c.lr_at(0))

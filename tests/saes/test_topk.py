@@ -1,0 +1,300 @@
+"""The fast step against plain autograd, and its kernels against torch.topk."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from saes import sparse
+from saes.config import SAEConfig
+from saes.topk import TopKStep, Weights
+
+BACKENDS = ["kernels", "torch"]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    use(request.param, monkeypatch)
+    return str(request.param)
+
+
+def use(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "torch":
+        monkeypatch.setattr(sparse, "kernels", None)
+    else:
+        assert sparse.kernels is not None, "numba is a dependency, so its kernels must import"
+
+
+def make_step(
+    seed: int, d_in: int, d_sae: int, k: int, *, integers: bool = False, **options: object
+) -> TopKStep:
+    """A step at random weights; integer ones make ties everywhere."""
+    generator = torch.Generator().manual_seed(seed)
+    config = SAEConfig(d_in=d_in, d_sae=d_sae, k=k, n_tokens=1000, batch_size=16, **options)
+    step = TopKStep(config, torch.zeros(d_in), generator=generator)
+    for weight in step.weights:
+        if integers:
+            weight.copy_(torch.randint(-1, 2, weight.shape, generator=generator).float())
+        else:
+            weight.copy_(torch.randn(weight.shape, generator=generator))
+    return step
+
+
+def make_batch(seed: int, n: int, d_in: int, *, integers: bool = False) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + 1)
+    if integers:
+        return torch.randint(-2, 3, (n, d_in), generator=generator).float()
+    return torch.randn(n, d_in, generator=generator)
+
+
+def plain_gradients(step: TopKStep, y: Tensor, indices: Tensor, values: Tensor) -> Weights:
+    """Autograd in float64 on the docstring's formula, at a given choice among ties."""
+    config = step.config
+    w = Weights(*(weight.double().requires_grad_() for weight in step.weights))
+    y = y.double()
+    pre = (y - w.b_dec) @ w.W_enc_T.T + w.b_enc
+    # Unused slots may repeat the index of a used one, so mark the used ones only.
+    tokens = torch.arange(len(y))[:, None].expand_as(indices)
+    support = torch.zeros_like(pre)
+    support[tokens[values > 0], indices[values > 0]] = 1.0
+    z = pre.relu() * support
+    y_hat = z @ w.W_dec + w.b_dec
+    loss = (y_hat - y).square().sum() / config.batch_size
+    dead = step.dead.nonzero().flatten()
+    if len(dead) and config.auxk_alpha:
+        n_aux = min(config.n_aux, len(dead))
+        top = pre[:, dead].topk(n_aux, dim=1)
+        acts = torch.zeros(len(y), len(dead), dtype=y.dtype).scatter(1, top.indices, top.values)
+        residual = (y - y_hat).detach()
+        scale = config.auxk_alpha * min(len(dead) / config.n_aux, 1)
+        loss = loss + scale * (acts @ w.W_dec[dead] - residual).square().sum() / config.batch_size
+    loss.backward()
+    return Weights(*(weight.grad if weight.grad is not None else weight * 0 for weight in w))
+
+
+def assert_gradients_match(step: TopKStep, y: Tensor) -> None:
+    got = step.gradients(y)
+    pre = (y - step.weights.b_dec) @ step.weights.W_enc_T.T + step.weights.b_enc
+    best = pre.topk(step.config.k, dim=1).values.relu()
+    torch.testing.assert_close(got.values.sort(1).values, best.sort(1).values, rtol=1e-5, atol=1e-5)
+    for name, ours, plain in zip(
+        Weights._fields, got.weights, plain_gradients(step, y, got.indices, got.values), strict=True
+    ):
+        scale = plain.abs().max().clamp_min(1.0)
+        error = ((ours.double() - plain).abs().max() / scale).item()
+        assert error < 1e-5, f"{name}: relative error {error:.2e}"
+
+
+shapes = st.tuples(
+    st.integers(0, 10_000),
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.integers(1, 12),
+    st.integers(1, 20),
+    st.booleans(),
+)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@given(shape=shapes)
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_gradients_equal_autograd(name: str, shape: tuple[int, int, int, int, int, bool]) -> None:
+    seed, d_in, d_sae, k, n, integers = shape
+    with pytest.MonkeyPatch.context() as patch:
+        use(name, patch)
+        step = make_step(seed, d_in, d_sae, min(k, d_sae), integers=integers)
+        assert_gradients_match(step, make_batch(seed, n, d_in, integers=integers))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@given(shape=shapes, n_dead=st.integers(1, 40), k_aux=st.integers(1, 50))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_gradients_with_dead_latents_equal_autograd(
+    name: str, shape: tuple[int, int, int, int, int, bool], n_dead: int, k_aux: int
+) -> None:
+    seed, d_in, d_sae, k, n, _ = shape
+    with pytest.MonkeyPatch.context() as patch:
+        use(name, patch)
+        step = make_step(seed, d_in, d_sae, min(k, d_sae), k_aux=k_aux, auxk_alpha=0.5)
+        step.tokens_since_fired[:n_dead] = 10**6
+        assert_gradients_match(step, make_batch(seed, n, d_in))
+
+
+def test_gradients_when_nothing_fires(backend: str) -> None:
+    step = make_step(0, 4, 8, 3, k_aux=8)
+    step.weights.b_enc.fill_(-100.0)
+    batch = make_batch(0, 10, 4)
+    assert_gradients_match(step, batch)
+    grads = step.gradients(batch).weights
+    assert not grads.W_enc_T.any()
+    assert not grads.W_dec.any()
+    # Revival: with everything dead and silent, the encoder must still be told where to go.
+    step.tokens_since_fired.fill_(10**6)
+    assert_gradients_match(step, batch)
+    revived = step.gradients(batch).weights
+    assert (revived.W_enc_T.abs().sum(1) > 0).all()
+    assert (revived.b_enc != 0).all()
+
+
+def test_auxk_reaches_the_encoder_of_dead_latents_only(backend: str) -> None:
+    step = make_step(3, 6, 12, 2, auxk_alpha=0.5)
+    step.weights.b_enc[5:].fill_(-100.0)
+    batch = make_batch(3, 16, 6)
+    before = step.gradients(batch).weights
+    assert not before.W_enc_T[5:].any()
+    step.tokens_since_fired[5:] = 10**6
+    after = step.gradients(batch).weights
+    assert (after.W_enc_T[5:].abs().sum(1) > 0).any()
+    torch.testing.assert_close(after.W_enc_T[:5], before.W_enc_T[:5], rtol=0, atol=0)
+    # Control: with the revival turned off nothing arrives.
+    off = make_step(3, 6, 12, 2, auxk_alpha=0.0)
+    off.weights.b_enc[5:].fill_(-100.0)
+    off.tokens_since_fired[5:] = 10**6
+    assert not off.gradients(batch).weights.W_enc_T[5:].any()
+
+
+def test_auxk_revives_latents_in_training(backend: str) -> None:
+    """Silenced latents come back and fire; without the AuxK term they never do."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(16, 8, generator=generator)
+    fired = {}
+    for alpha in (0.0, 0.5):
+        step = make_step(1, 8, 16, 2, auxk_alpha=alpha, k_aux=8, dead_after_tokens=1)
+        step.weights.W_enc_T.div_(step.weights.W_enc_T.norm(dim=1, keepdim=True))
+        step.weights.b_enc[8:].fill_(-5.0)
+        count = torch.zeros(16, dtype=torch.int64)
+        for _ in range(300):
+            step.step(y, lr=0.05)
+            count += step.tokens_since_fired == 0
+        fired[alpha] = int((count[8:] > 0).sum())
+    assert fired[0.0] == 0
+    assert fired[0.5] >= 4
+
+
+def test_decoder_stays_at_unit_norm_and_moves_only_sideways(backend: str) -> None:
+    step = make_step(0, 6, 12, 3)
+    step.weights.W_dec.copy_(torch.nn.functional.normalize(step.weights.W_dec, dim=1))
+    before = step.weights.W_dec.clone()
+    step.step(make_batch(0, 16, 6), lr=0.01)
+    torch.testing.assert_close(step.weights.W_dec.norm(dim=1), torch.ones(12))
+    assert (step.weights.W_dec - before).abs().max() > 1e-3
+    # Adam's first mean is (1 - beta1) times what it was given: no part along the old row.
+    along = (step.means.W_dec * before).sum(1)
+    assert along.abs().max() < 1e-6 * step.means.W_dec.abs().max() + 1e-9
+
+
+def test_adam_equals_torch_adam(backend: str) -> None:
+    step = make_step(0, 5, 10, 3)
+    step.weights.W_dec.copy_(torch.nn.functional.normalize(step.weights.W_dec, dim=1))
+    parameters = [weight.clone().requires_grad_() for weight in step.weights]
+    optimizer = torch.optim.Adam(parameters, lr=0.01)
+    for n in range(5):
+        batch = make_batch(n, 16, 5)
+        grads = step.gradients(batch).weights
+        W_dec = parameters[1].detach()
+        along = (grads.W_dec * W_dec).sum(1, keepdim=True)
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad.clone()
+        parameters[1].grad = grads.W_dec - along * W_dec
+        optimizer.step()
+        with torch.no_grad():
+            parameters[1] /= parameters[1].norm(dim=1, keepdim=True)
+        step.step(batch, lr=0.01)
+        for ours, theirs in zip(step.weights, parameters, strict=True):
+            torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_smaller_batch_weighs_less(backend: str) -> None:
+    """Two halves of a batch add up to its gradient, because both divide by the configured size."""
+    step = make_step(2, 5, 10, 3)
+    batch = make_batch(2, 16, 5)
+    whole = [g.clone() for g in step.gradients(batch).weights]
+    first = [g.clone() for g in step.gradients(batch[:6]).weights]
+    second = [g.clone() for g in step.gradients(batch[6:]).weights]
+    for total, a, b in zip(whole, first, second, strict=True):
+        torch.testing.assert_close(total, a + b, rtol=1e-4, atol=1e-5)
+
+
+def test_idle_counters(backend: str) -> None:
+    step = make_step(0, 3, 4, 1)
+    step.weights.W_enc_T.zero_()
+    step.weights.b_enc.copy_(torch.tensor([0.0, 5.0, -1.0, 1.0]))
+    step.step(make_batch(0, 7, 3), lr=0.0)
+    assert step.tokens_since_fired.tolist() == [7, 0, 7, 7]
+    step.weights.b_enc.fill_(-1.0)
+    step.step(make_batch(0, 2, 3), lr=0.0)
+    assert step.tokens_since_fired.tolist() == [9, 2, 9, 9]
+
+
+def selected(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values = torch.full((len(pre), k), -7.0)
+    indices = torch.full((len(pre), k), -7, dtype=torch.int64)
+    sparse.select_topk(pre, values, indices)
+    return values, indices
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(1, 30),
+    width=st.integers(1, 200),
+    k=st.integers(1, 40),
+    kind=st.sampled_from(["normal", "ties", "negative", "wide", "sparse"]),
+)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_selection_equals_torch_topk(seed: int, n: int, width: int, k: int, kind: str) -> None:
+    k = min(k, width)
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((n, width))
+    if kind == "ties":
+        rows = rows.round()
+    elif kind == "negative":
+        rows -= 3
+    elif kind == "wide":
+        rows = np.sign(rows) * 10.0 ** rng.uniform(-38, 38, rows.shape)
+    elif kind == "sparse":
+        rows *= rng.random(rows.shape) < 0.1
+    pre = torch.tensor(rows, dtype=torch.float32)
+    values, indices = selected(pre, k)
+    expected = pre.topk(k, dim=1).values.relu()
+    assert torch.equal(values.sort(1, descending=True).values, expected)
+    used = values > 0
+    assert torch.equal(pre.gather(1, indices)[used], values[used])
+    for row, mask in zip(indices, used, strict=True):
+        assert len(set(row[mask].tolist())) == int(mask.sum()), "one latent in two slots"
+
+
+def test_selection_lets_nan_through() -> None:
+    """A diverged run must look diverged."""
+    pre = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    pre[0, 5] = float("nan")
+    values, _ = selected(pre, 4)
+    assert values[0].isnan().any()
+    assert not values[1].isnan().any()
+
+
+def test_encoding_in_blocks_equals_encoding_at_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, W, b = (torch.randn(shape, generator=generator) for shape in ((50, 6), (6, 32), (32,)))
+    results = []
+    for rows in (50, 7, 1):
+        values, indices = torch.empty(50, 4), torch.empty(50, 4, dtype=torch.int64)
+        sparse.encode_topk(x, W, b, values, indices, torch.empty(rows, 32))
+        results.append(torch.zeros(50, 32).scatter_(1, indices, values))
+    for other in results[1:]:
+        torch.testing.assert_close(results[0], other, rtol=1e-5, atol=1e-6)
+
+
+def test_state_round_trip_is_bitwise() -> None:
+    step = make_step(0, 4, 8, 2)
+    for n in range(3):
+        step.step(make_batch(n, 16, 4), lr=0.01)
+    twin = make_step(9, 4, 8, 2)
+    twin.load_state({name: t.clone() for name, t in step.state().items()}, step.n_steps)
+    for s in (step, twin):
+        s.step(make_batch(7, 16, 4), lr=0.01)
+    for name, tensor in step.state().items():
+        assert torch.equal(tensor, twin.state()[name]), name
