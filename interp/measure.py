@@ -9,101 +9,35 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 import saes
 from interp.capture import capture
-from interp.config import About, StudyConfig
+from interp.config import StudyConfig
 from interp.contextual import ContextualFitter, ContextualMeans
 from interp.controls import random_init_twin
 from interp.corpora import Corpus
-from interp.estimation import one_seed_estimates
+from interp.held_out import HeldOut, pilot_rows, sae_rows, splice_rows
 from interp.hook_points import HookPoint
 from interp.loss import loss
 from interp.models import Model, load
-from interp.packing import (
-    Estimate,
-    InsufficientData,
-    choose_k,
-    converged,
-    reproducible_estimate,
-)
+from interp.packing import choose_k
 from interp.progress import Progress
 from interp.run import CONTEXTUAL, RunFolder, folder_name, write_json, write_table
-from interp.splice import ce_loss_recovered
+from interp.spots import Spot, sae_cost, spots
 from interp.tokens import Split, TokenBlocks, tokens
 from saes.config import SAEConfig
-from saes.latent_set import LatentSet
 from saes.metrics import evaluate
 from saes.sae import SAE
 
-COUNT_SLACK_PER_DIM = 0.05
-"""A smaller change of S_>=2, in features per dimension, is no change (see `converged`)."""
-FVU_TOLERANCE = 0.02
-"""FVU counts as matched when the main SAEs' mean is within this of the target."""
 CHECKPOINT_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Spot:
-    """Where one group of SAEs sits: a layer, a stream, a dictionary size."""
-
-    layer: int
-    about: About
-    d_sae: int
-
-    @property
-    def hook_point(self) -> str:
-        return str(HookPoint("resid_post", self.layer))
-
-    @property
-    def stream(self) -> str:
-        """Key of the training stream, and the folder of the SAEs."""
-        return self.hook_point + (CONTEXTUAL if self.about == "contextual" else "")
-
-
-def primary_layer(config: StudyConfig, n_layers: int) -> int:
-    """The layer whose output is nearest the configured depth; the lower one of two."""
-    return min(
-        range(n_layers), key=lambda i: abs((i + 1) / n_layers - config.primary_layer_fraction)
-    )
-
-
-def spots(config: StudyConfig, d_model: int, n_layers: int) -> list[Spot]:
-    """All groups of SAEs for a model of this shape, the primary layer first."""
-    primary = primary_layer(config, n_layers)
-    found = [
-        Spot(primary, about, multiple * d_model)
-        for about in config.streams
-        for multiple in config.d_sae_per_d_model
-    ]
-    if config.other_layers:
-        found += [
-            Spot(layer, about, config.d_sae_per_d_model[0] * d_model)
-            for layer in range(n_layers)
-            if layer != primary
-            for about in config.streams
-        ]
-    return found
-
-
-def expected_work(config: StudyConfig, d_model: int, n_layers: int) -> float:
-    """Relative cost of one model's measurement, for the progress line (about seconds)."""
-    total = 0.0
-    ks = [k for k in config.pilot_ks if k <= max(1, d_model // 4)]
-    for spot in spots(config, d_model, n_layers):
-        per_token = 2e-6 + 4e-12 * spot.d_sae * d_model
-        main = config.n_seeds * config.sae_tokens * (1.5 if config.check_convergence else 1.0)
-        total += per_token * (main + len(ks) * config.pilot_tokens)
-    return total + 2e-5 * config.loss_tokens
+Pilot = dict[str, Any]
+Means = Mapping[int, ContextualMeans]
+"""Token and position means by layer."""
 
 
 class Measurement:
@@ -215,40 +149,35 @@ class Measurement:
         config = self.config
         groups = spots(config, model.d_model, model.n_layers)
         longest = max(config.sae_tokens, config.means_tokens, config.pilot_tokens)
+        # The stream leaves some positions out; a short text is passed over more than once.
         train_blocks = self._blocks(model, int(longest * 1.02) + model.n_ctx, "train")
         means = self._means(model, train_blocks, groups)
         pilots = self._pilots(model, train_blocks, means, groups)
         trained = self._train(model, train_blocks, means, pilots)
-        rows = []
         held_out = self._blocks(model, config.held_out_tokens, "held_out")
         splice_blocks = self._blocks(model, config.splice_tokens, "held_out")
-        for spot in groups:
+        rows = []
+        for spot, pilot in pilots.items():
             self.progress.at(f"{self.label}: measuring {spot.stream}, D {spot.d_sae}")
-            held = _held_out(model, held_out, spot, means.get(spot.layer))
-            common: dict[str, Any] = {
+            main, half = trained[spot, "main"], trained.get((spot, "half"))
+            layer_means = means.get(spot.layer)
+            held = HeldOut.of(model, held_out, spot, layer_means)
+            found = pilot_rows(pilot)
+            found += sae_rows(main, half, held, config, k_reached=pilot["reached"])
+            found += splice_rows(model, splice_blocks, spot, layer_means, main[0])
+            if spot.about == "contextual" and layer_means is not None:
+                share = layer_means.variance_share
+                found += [
+                    {"quantity": "variance_share_token", "value": share.token},
+                    {"quantity": "variance_share_position", "value": share.position},
+                ]
+            place = {
                 "layer": spot.layer,
                 "hook_point": spot.hook_point,
                 "about": spot.about,
                 "d_sae": spot.d_sae,
             }
-            rows += [
-                self._row(**(r | common)) for r in _pilot_rows(pilots[spot.stream, spot.d_sae])
-            ]
-            rows += [
-                self._row(**(r | common))
-                for r in self._spot_rows(spot, held, trained, pilots[spot.stream, spot.d_sae])
-            ]
-            rows += [
-                self._row(**(r | common))
-                for r in self._splice_rows(model, splice_blocks, spot, means, trained)
-            ]
-            if spot.about == "contextual":
-                share = means[spot.layer].variance_share
-                parts = {"token": share.token, "position": share.position}
-                rows += [
-                    self._row(f"variance_share_{part}", value, **common)
-                    for part, value in parts.items()
-                ]
+            rows += [self._row(**(row | place)) for row in found]
         return rows
 
     def _means(
@@ -280,7 +209,7 @@ class Measurement:
         self,
         model: Model,
         blocks: TokenBlocks,
-        means: Mapping[int, ContextualMeans],
+        means: Means,
         streams: set[str],
         layers: list[int],
     ) -> Iterator[dict[str, Tensor]]:
@@ -303,13 +232,13 @@ class Measurement:
         what: str,
         model: Model,
         blocks: TokenBlocks,
-        means: Mapping[int, ContextualMeans],
+        means: Means,
         configs: list[SAEConfig],
         checkpoint_dir: Path | None,
     ) -> list[SAE]:
         streams = {c.hook_point for c in configs}
         layers = sorted({int(s.split(".")[1]) for s in streams})
-        cost = {c.name: 2e-6 + 4e-12 * c.d_sae * c.d_in for c in configs}
+        cost = {c.name: sae_cost(c.d_in, c.d_sae) for c in configs}
 
         def heartbeat(status: Any) -> None:
             done = sum(s.tokens_done * cost[s.name] for s in status.saes)
@@ -332,42 +261,29 @@ class Measurement:
         return result
 
     def _pilots(
-        self,
-        model: Model,
-        blocks: TokenBlocks,
-        means: Mapping[int, ContextualMeans],
-        groups: list[Spot],
-    ) -> dict[tuple[str, int], dict[str, Any]]:
+        self, model: Model, blocks: TokenBlocks, means: Means, groups: list[Spot]
+    ) -> dict[Spot, Pilot]:
         """The k of every group by the FVU rule of SCIENCE section 4, from one-seed pilots."""
         file = self.work / "pilots.json"
         k_max = max(1, model.d_model // 4)
         ks = [k for k in self.config.pilot_ks if k <= k_max] or [k_max]
         if not file.exists():
+            n_tokens = self.config.pilot_tokens
             configs = [
-                self._sae_config(model, s, k, seed=0, n_tokens=self.config.pilot_tokens)
-                for s in groups
+                self._sae_config(model, spot, k, seed=0, n_tokens=n_tokens)
+                for spot in groups
                 for k in ks
             ]
-            fitted = self._run_training("pilots,", model, blocks, means, configs, None)
+            fitted = iter(self._run_training("pilots,", model, blocks, means, configs, None))
             held_out = self._blocks(model, self.config.held_out_tokens // 2, "held_out")
             found = []
-            for number, spot in enumerate(groups):
-                held = _held_out(model, held_out, spot, means.get(spot.layer))
-                mine = fitted[number * len(ks) : (number + 1) * len(ks)]
-                fvus = [evaluate(sae, [held.x]).fvu for sae in mine]
+            for spot in groups:
+                held = HeldOut.of(model, held_out, spot, means.get(spot.layer))
+                fvus = [evaluate(next(fitted), [held.x]).fvu for _ in ks]
                 k, reached = choose_k(ks, fvus, self.config.target_fvu, k_max)
-                found.append(
-                    {
-                        "stream": spot.stream,
-                        "d_sae": spot.d_sae,
-                        "ks": ks,
-                        "fvus": fvus,
-                        "k": k,
-                        "reached": reached,
-                    }
-                )
+                found.append({"ks": ks, "fvus": fvus, "k": k, "reached": reached})
             write_json(file, found)
-        return {(p["stream"], p["d_sae"]): p for p in json.loads(file.read_text())}
+        return dict(zip(groups, json.loads(file.read_text()), strict=True))
 
     def _sae_config(
         self, model: Model, spot: Spot, k: int, *, seed: int, n_tokens: int
@@ -382,186 +298,24 @@ class Measurement:
         )
 
     def _train(
-        self,
-        model: Model,
-        blocks: TokenBlocks,
-        means: Mapping[int, ContextualMeans],
-        pilots: Mapping[tuple[str, int], dict[str, Any]],
-    ) -> dict[tuple[str, int, str], list[SAE]]:
-        """Seeds of every group, on all tokens (`main`) and on half of them (`half`)."""
+        self, model: Model, blocks: TokenBlocks, means: Means, pilots: Mapping[Spot, Pilot]
+    ) -> dict[tuple[Spot, str], list[SAE]]:
+        """Seeds of every group, on all tokens (`main`, kept) and on half of them (`half`)."""
         roles = {"main": self.config.sae_tokens}
         if self.config.check_convergence:
             roles["half"] = self.config.sae_tokens // 2
-        plan: list[tuple[tuple[str, int, str], SAEConfig]] = []
-        for (stream, d_sae), pilot in pilots.items():
-            spot = _spot(stream, d_sae)
-            for role, n_tokens in roles.items():
-                plan += [
-                    (
-                        (stream, d_sae, role),
-                        self._sae_config(model, spot, pilot["k"], seed=seed, n_tokens=n_tokens),
-                    )
-                    for seed in range(self.config.n_seeds)
-                ]
-        configs = [c for _, c in plan]
-        trained = self._run_training(
-            "training", model, blocks, means, configs, self.work / "training"
-        )
-        grouped: dict[tuple[str, int, str], list[SAE]] = {}
-        for (key, sae_config), sae in zip(plan, trained, strict=True):
-            grouped.setdefault(key, []).append(sae)
-            if key[2] == "main":
-                saes.save(sae, self.folder.sae(self.name, self.control, key[0], sae_config.name))
-        return grouped
-
-    # Held-out measurement
-
-    def _spot_rows(
-        self,
-        spot: Spot,
-        held: HeldOut,
-        trained: Mapping[tuple[str, int, str], list[SAE]],
-        pilot: dict[str, Any],
-    ) -> list[dict[str, Any]]:
-        config = self.config
-        rows: list[dict[str, Any]] = []
-        counts, fvus = {}, {}
-        for role in ("main", "half"):
-            group = trained.get((spot.stream, spot.d_sae, role))
-            if group is None:
-                continue
-            k = group[0].k
-            results = [evaluate(sae, [held.x]) for sae in group]
-            for seed, r in enumerate(results):
-                values = {"fvu": r.fvu, "l0": r.l0, "dead_fraction": r.dead_fraction}
-                rows += [
-                    {"quantity": q, "value": v, "k": k, "seed": seed, "role": role}
-                    for q, v in values.items()
-                ]
-            fvus[role] = float(np.mean([r.fvu for r in results]))
-            acts = [sae.encode(held.x) for sae in group]
-            latents = [
-                LatentSet.from_acts(sae.W_dec, a) for sae, a in zip(group, acts, strict=True)
-            ]
-            estimate, details = _count(latents, held, config.seed)
-            counts[role] = estimate
-            common = {"k": k, "role": role, "seed": None}
-            rows.append(_estimate_row(estimate, **common))
-            rows += [{"quantity": q, "value": v, **common} for q, v in details.items()]
-            if role == "main":
-                rows += [
-                    _estimate_row(e, k=k, role=role, seed=0)
-                    for e in one_seed_estimates(group[0], acts[0], held.doc_ids, seed=config.seed)
-                ]
-        common = {"k": pilot["k"], "role": "main", "seed": None}
-        matched = pilot["reached"] and abs(fvus["main"] - config.target_fvu) <= FVU_TOLERANCE
-        rows.append({"quantity": "fvu_mean", "value": fvus["main"], **common})
-        rows.append({"quantity": "fvu_matched", "value": float(matched), **common})
-        rows.append(
-            {"quantity": "tokens_per_latent", "value": config.sae_tokens / spot.d_sae, **common}
-        )
-        if "half" in counts:
-            steady = converged(
-                counts["half"].value or 0.0,
-                counts["main"].value or 0.0,
-                fvus["half"],
-                fvus["main"],
-                count_slack=COUNT_SLACK_PER_DIM * held.x.shape[1],
-            )
-            rows.append({"quantity": "converged", "value": float(steady), **common})
-        rows.append({"quantity": "dropped_fraction", "value": held.dropped_fraction, **common})
-        rows.append({"quantity": "held_out_tokens", "value": float(len(held.x)), **common})
-        return rows
-
-    def _splice_rows(
-        self,
-        model: Model,
-        blocks: TokenBlocks,
-        spot: Spot,
-        means: Mapping[int, ContextualMeans],
-        trained: Mapping[tuple[str, int, str], list[SAE]],
-    ) -> list[dict[str, Any]]:
-        """CE loss recovered of the first seed, with the three losses it is made of."""
-        sae = trained[spot.stream, spot.d_sae, "main"][0]
-        removed = means.get(spot.layer) if spot.about == "contextual" else None
-
-        def reconstruct(x: Tensor, token_ids: Tensor, positions: Tensor) -> Tensor:
-            if removed is None:
-                return sae(x)
-            residual = removed.residual(x, token_ids, positions)
-            return x - residual + sae(residual)
-
-        result = ce_loss_recovered(model, blocks, spot.hook_point, reconstruct)
-        names = ("ce_loss_clean", "ce_loss_sae", "ce_loss_ablated", "ce_loss_recovered")
-        return [
-            {"quantity": n, "value": getattr(result, n), "k": sae.k, "seed": 0, "role": "main"}
-            for n in names
+        plan = [
+            (spot, role, self._sae_config(model, spot, pilot["k"], seed=seed, n_tokens=n_tokens))
+            for spot, pilot in pilots.items()
+            for role, n_tokens in roles.items()
+            for seed in range(self.config.n_seeds)
         ]
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """Held-out rows of one stream."""
-
-    x: Float[Tensor, "token d_model"]
-    doc_ids: Int[Tensor, " token"]
-    dropped_fraction: float
-
-
-def _spot(stream: str, d_sae: int) -> Spot:
-    about: About = "contextual" if stream.endswith(CONTEXTUAL) else "all"
-    return Spot(int(stream.split(".")[1]), about, d_sae)
-
-
-def _held_out(
-    model: Model, blocks: TokenBlocks, spot: Spot, means: ContextualMeans | None
-) -> HeldOut:
-    parts, docs, dropped = [], [], []
-    for chunk in capture(model, blocks, spot.hook_point):
-        keep = chunk.keep
-        x = chunk.acts[spot.hook_point][keep]
-        if spot.about == "contextual":
-            assert means is not None
-            x = means.residual(x, chunk.token_ids[keep], chunk.positions[keep])
-        parts.append(x)
-        docs.append(chunk.doc_ids[keep])
-        dropped.append(chunk.dropped_fraction)
-    return HeldOut(torch.cat(parts), torch.cat(docs), float(np.mean(dropped)))
-
-
-def _count(latents: list[LatentSet], held: HeldOut, seed: int) -> tuple[Estimate, dict[str, float]]:
-    """S_>=2 with its interval, and the figures beside it."""
-    generator = torch.Generator().manual_seed(seed)
-    try:
-        found = reproducible_estimate(latents, held.doc_ids, held.x, generator=generator)
-    except InsufficientData as refusal:
-        return refusal.partial, {}
-    details = {
-        "reproducible_before_null": float(found.count.s_ge[2]),
-        "reproducible_null": float(found.null.s_ge[2]),
-        "reproducible_all_seeds": float(found.count.s_ge[found.count.n_seeds]),
-        "reproducible_se": found.se,
-        "match_threshold": found.count.threshold,
-        "match_correlation": found.count.min_correlation,
-        "live_latents_mean": float(np.mean(found.count.n_live)),
-        "censored": float(found.estimate.censored),
-    }
-    return found.estimate, details
-
-
-def _estimate_row(estimate: Estimate, **more: Any) -> dict[str, Any]:
-    return {
-        "quantity": estimate.estimator,
-        "value": estimate.value,
-        "ci_low": estimate.ci_low,
-        "ci_high": estimate.ci_high,
-        "note": estimate.reason,
-        **more,
-    }
-
-
-def _pilot_rows(pilot: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"quantity": "fvu", "value": fvu, "k": k, "seed": 0, "role": "pilot"}
-        for k, fvu in zip(pilot["ks"], pilot["fvus"], strict=True)
-    ]
+        configs = [config for _, _, config in plan]
+        checkpoints = self.work / "training"
+        trained = self._run_training("training", model, blocks, means, configs, checkpoints)
+        grouped: dict[tuple[Spot, str], list[SAE]] = {}
+        for (spot, role, config), sae in zip(plan, trained, strict=True):
+            grouped.setdefault((spot, role), []).append(sae)
+            if role == "main":
+                saes.save(sae, self.folder.sae(self.name, self.control, spot.stream, config.name))
+        return grouped

@@ -14,7 +14,7 @@ MIN_SIZES = 4
 SHAPE_BOUNDS = (0.25, 4.0)
 """Range of b: below, the curve has no visible ceiling in any range; above, it is a step."""
 FARTHEST = 1e4
-"""N is sought up to this many times the largest count; beyond, only the limit N -> infinity."""
+"""N is sought up to this many times the largest count, where the curve is its limit c D^b."""
 LM_STEPS = 60
 
 
@@ -80,15 +80,14 @@ def saturation(
     inner = grid[max(near - 1, 0)], grid[min(near + 1, len(grid) - 1)]
     best = optimize.minimize_scalar(chi2_at, bounds=inner, method="bounded")
     log_n, least = (best.x, best.fun) if best.fun < profile[near] else (grid[near], profile[near])
-    endless = _power_law_chi2(D, S, errors)
-    allowed = stats.chi2.ppf(0.95, 1) * max(1.0, min(least, endless) / max(len(D) - 3, 1))
+    allowed = stats.chi2.ppf(0.95, 1) * max(1.0, least / (len(D) - 3))
 
     def excess(x: float) -> float:
         return chi2_at(x) - least - allowed
 
     above = [x for x, c in zip(grid, profile, strict=True) if x > log_n and c - least > allowed]
     below = [x for x, c in zip(grid, profile, strict=True) if x < log_n and c - least > allowed]
-    if endless - least <= allowed or not above:
+    if profile[-1] - least <= allowed:
         reason = (
             f"upper limit unbounded: at least the largest S_>=2 seen (censored at D={d_largest})"
         )
@@ -152,22 +151,3 @@ def _best_chi2(
     best = np.argmin(chi2, axis=0)
     where = best, np.arange(len(n))
     return chi2[where], b[where]
-
-
-def _power_law_chi2(D: np.ndarray, S: np.ndarray, errors: np.ndarray) -> float:
-    """Least chi2 of S = c D^b, the limit N -> infinity, b in its range."""
-    log_d = np.log(D / D.max())
-
-    def chi2(b: float) -> float:
-        shape = np.exp(b * log_d) / errors
-        c = (shape @ (S / errors)) / (shape @ shape)
-        return float(np.sum((c * shape - S / errors) ** 2))
-
-    grid = np.linspace(*SHAPE_BOUNDS, 200)
-    near = grid[int(np.argmin([chi2(b) for b in grid]))]
-    fit = optimize.minimize_scalar(
-        chi2,
-        bounds=(max(near - 0.05, SHAPE_BOUNDS[0]), min(near + 0.05, SHAPE_BOUNDS[1])),
-        method="bounded",
-    )
-    return min(float(fit.fun), chi2(near))

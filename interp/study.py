@@ -20,11 +20,12 @@ import torch
 from interp.config import StudyConfig
 from interp.corpora import load_text
 from interp.errors import UserError
-from interp.measure import Measurement, expected_work
+from interp.measure import Measurement
 from interp.models import load
 from interp.progress import Progress
 from interp.report import headline, write_report
 from interp.run import Run, RunFolder, open_run, write_json, write_table
+from interp.spots import expected_work
 from interp.summary import summarise, tidy
 
 LIBRARIES = ("torch", "transformers", "datasets", "safetensors", "numpy", "scipy", "pandas")

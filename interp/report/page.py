@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -135,6 +136,7 @@ def _scaling_lines(summary: Summary) -> list[str]:
     return [*lines, *([scaling.caption] if scaling.caption else [])]
 
 
+@cache
 def _vega() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script that defines `vegaEmbed`."""
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")

@@ -103,7 +103,7 @@ def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
 
 def test_resolve_sorts_in_forward_order_and_drops_repeats() -> None:
     hf = tiny("gpt2")
-    asked = ["blocks.2.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.0.hook_attn_out"]
+    asked = ["blocks.2.hook_attn_out", "blocks.0.hook_mlp_out", "blocks.0.hook_resid_mid"]
     assert [str(p) for p in resolve([*asked, asked[0]], hf)] == [asked[2], asked[1], asked[0]]
     assert resolve("blocks.0.hook_resid_mid", hf) == [HookPoint("resid_mid", 0)]
 

@@ -316,6 +316,8 @@ def test_choose_k_interpolates_in_logarithms():
     # FVU = 1.6 / k exactly: .3 is reached at 5.33, so 6 is the smallest that reaches it.
     pilots, fvus = [16, 2, 8, 4], [0.1, 0.8, 0.2, 0.4]
     assert choose_k(pilots, fvus, 0.3, 16) == (6, True)
+    # Interpolated in k instead of log k this would be 7.
+    assert choose_k(pilots, fvus, 0.27, 16) == (6, True)
     assert choose_k(pilots, fvus, 0.2, 16) == (8, True)
     assert choose_k(pilots, fvus, 0.9, 16) == (2, True)
     assert choose_k(pilots, fvus, 0.05, 16) == (16, False)
@@ -325,6 +327,7 @@ def test_choose_k_interpolates_in_logarithms():
     assert choose_k(pilots, fvus, 0.3, 5) == (5, False)
     # A pilot that rose is noise.
     assert choose_k([2, 4, 8], [0.3, 0.4, 0.1], 0.3, 8) == (2, True)
+    assert choose_k([2, 4, 8, 16], [0.4, 0.2, 0.5, 0.1], 0.15, 16) == (11, True)
     for ks, values in (([], []), ([2, 2], [0.1, 0.2]), ([2, 4], [0.1]), ([2], [float("nan")])):
         with pytest.raises(ValueError, match="choose_k"):
             choose_k(ks, values, 0.1, 8)

@@ -175,6 +175,19 @@ def test_several_sizes_give_a_profile_over_them() -> None:
     assert {point["x"] for point in symbols(found)} == {8, 16}
 
 
+def test_a_figure_keeps_to_its_stream_and_its_dictionary_size() -> None:
+    data = report_run.summary()
+    for about in ("contextual", "all"):
+        data["packing"].append(report_run.packing_record(32, 1, about) | {"d_sae": 16 * 32})
+    found = all_figures(read_summary(data))
+    n = len(report_run.WIDTHS)
+    # Four depths of the contextual stream at the primary size, and no row of the raw one.
+    assert len(symbols(found["packing_by_depth"])) == 4 * n
+    assert len(symbols(found["packing_by_dictionary_size"])) == n + 1
+    raw = [p for p in symbols(found["packing_against_width_all"]) if p["kind"] in KINDS[:2]]
+    assert len(raw) == n
+
+
 def saturated(value: float | None) -> dict[str, Any]:
     """The run with saturation as its primary estimator, over the plain counts."""
     data = report_run.summary()

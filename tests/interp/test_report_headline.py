@@ -300,6 +300,6 @@ def test_the_warnings_of_the_study_begin_as_expected() -> None:
 def test_a_clean_run_has_only_the_caveats_it_deserves() -> None:
     data = with_twins(lambda width: 0.1)
     for record in data["packing"]:
-        record |= {"calibration": "bias 1%", "estimator": "saturation"}
+        record |= {"calibration": "bias 1%", "estimator": "saturation", "fvu_matched": True}
     data["primary"] = data["primary"] | {"estimator": "saturation"}
     assert caveats(read_summary(data)) == ()

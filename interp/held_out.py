@@ -1,0 +1,194 @@
+"""What trained SAEs do on held-out documents: rows of reconstruction, counts and spliced loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.capture import capture
+from interp.config import StudyConfig
+from interp.contextual import ContextualMeans
+from interp.estimation import one_seed_estimates
+from interp.models import Model
+from interp.packing import Estimate, InsufficientData, converged, reproducible_estimate
+from interp.splice import ce_loss_recovered
+from interp.spots import Spot
+from interp.tokens import TokenBlocks
+from saes.latent_set import LatentSet
+from saes.matching import null_reproducible, null_threshold, reproducible
+from saes.metrics import evaluate
+from saes.sae import SAE
+
+COUNT_SLACK_PER_DIM = 0.05
+"""A smaller change of S_>=2, in features per dimension, is no change (see `converged`)."""
+FVU_TOLERANCE = 0.02
+"""FVU counts as matched when the main SAEs' mean is within this of the target."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Held-out rows of one stream."""
+
+    x: Float[Tensor, "token d_model"]
+    doc_ids: Int[Tensor, " token"]
+    dropped_fraction: float
+
+    @classmethod
+    def of(
+        cls, model: Model, blocks: TokenBlocks, spot: Spot, means: ContextualMeans | None
+    ) -> HeldOut:
+        """Capture the spot's stream; `means` are needed for the contextual one."""
+        parts, docs, kept, real = [], [], 0, 0
+        for chunk in capture(model, blocks, spot.hook_point):
+            keep = chunk.keep
+            x = chunk.acts[spot.hook_point][keep]
+            if spot.about == "contextual":
+                assert means is not None
+                x = means.residual(x, chunk.token_ids[keep], chunk.positions[keep])
+            parts.append(x)
+            docs.append(chunk.doc_ids[keep])
+            kept += int(keep.sum())
+            real += int((chunk.doc_ids >= 0).sum())
+        return cls(torch.cat(parts), torch.cat(docs), 1 - kept / max(real, 1))
+
+
+def pilot_rows(pilot: Mapping[str, Any]) -> list[Row]:
+    """FVU of each pilot."""
+    return [
+        {"quantity": "fvu", "value": fvu, "k": k, "seed": 0, "role": "pilot"}
+        for k, fvu in zip(pilot["ks"], pilot["fvus"], strict=True)
+    ]
+
+
+def sae_rows(
+    main: Sequence[SAE],
+    half: Sequence[SAE] | None,
+    held: HeldOut,
+    config: StudyConfig,
+    *,
+    k_reached: bool,
+) -> list[Row]:
+    """Everything about one spot's seeds; `half` are the same seeds on half the tokens.
+
+    k_reached: whether the pilots found a k that reaches the target FVU.
+    """
+    rows: list[Row] = []
+    d_sae, d_in, k = main[0].d_sae, main[0].d_in, main[0].k
+    fvus: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for role, group in (("main", main), ("half", half)):
+        if group is None:
+            continue
+        results = [evaluate(sae, [held.x]) for sae in group]
+        for seed, result in enumerate(results):
+            values = {"fvu": result.fvu, "l0": result.l0, "dead_fraction": result.dead_fraction}
+            rows += [
+                {"quantity": q, "value": v, "k": k, "seed": seed, "role": role}
+                for q, v in values.items()
+            ]
+        fvus[role] = float(np.mean([r.fvu for r in results]))
+        codes = [sae.encode(held.x) for sae in group]
+        latents = [LatentSet.from_acts(s.W_dec, c) for s, c in zip(group, codes, strict=True)]
+        common = {"k": k, "role": role, "seed": None}
+        if role == "main":
+            estimate, details = _count(latents, held, config.seed)
+            counts[role] = estimate.value or 0.0
+            rows.append(_estimate_row(estimate, **common))
+            rows += [{"quantity": q, "value": v, **common} for q, v in details.items()]
+            rows += [
+                _estimate_row(e, k=k, role=role, seed=0)
+                for e in one_seed_estimates(group[0], codes[0], held.doc_ids, seed=config.seed)
+            ]
+        else:
+            counts[role] = _count_only(latents, held, config.seed)
+            rows.append({"quantity": "reproducible", "value": counts[role], **common})
+    matched = k_reached and abs(fvus["main"] - config.target_fvu) <= FVU_TOLERANCE
+    facts: dict[str, float] = {
+        "fvu_mean": fvus["main"],
+        "fvu_matched": float(matched),
+        "tokens_per_latent": config.sae_tokens / d_sae,
+        "dropped_fraction": held.dropped_fraction,
+        "held_out_tokens": float(len(held.x)),
+    }
+    if half is not None:
+        slack = COUNT_SLACK_PER_DIM * d_in
+        steady = converged(
+            counts["half"], counts["main"], fvus["half"], fvus["main"], count_slack=slack
+        )
+        facts["converged"] = float(steady)
+    return rows + [
+        {"quantity": q, "value": v, "k": k, "role": "main", "seed": None} for q, v in facts.items()
+    ]
+
+
+def splice_rows(
+    model: Model, blocks: TokenBlocks, spot: Spot, means: ContextualMeans | None, sae: SAE
+) -> list[Row]:
+    """CE loss recovered of one SAE, with the three losses it is made of.
+
+    On the contextual stream the means are put back: only the rest is reconstructed.
+    """
+
+    def reconstruct(x: Tensor, token_ids: Tensor, positions: Tensor) -> Tensor:
+        if spot.about == "all":
+            return sae(x)
+        assert means is not None
+        residual = means.residual(x, token_ids, positions)
+        return x - residual + sae(residual)
+
+    result = ce_loss_recovered(model, blocks, spot.hook_point, reconstruct)
+    names = ("ce_loss_clean", "ce_loss_sae", "ce_loss_ablated", "ce_loss_recovered")
+    return [
+        {"quantity": n, "value": getattr(result, n), "k": sae.k, "seed": 0, "role": "main"}
+        for n in names
+    ]
+
+
+def _count(latents: list[LatentSet], held: HeldOut, seed: int) -> tuple[Estimate, dict[str, float]]:
+    """S_>=2 with its interval, and the figures beside it."""
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        found = reproducible_estimate(latents, held.doc_ids, held.x, generator=generator)
+    except InsufficientData as refusal:
+        return refusal.partial, {}
+    details = {
+        "reproducible_before_null": float(found.count.s_ge[2]),
+        "reproducible_null": float(found.null.s_ge[2]),
+        "reproducible_all_seeds": float(found.count.s_ge[found.count.n_seeds]),
+        "reproducible_se": found.se,
+        "match_threshold": found.count.threshold,
+        "match_correlation": found.count.min_correlation,
+        "live_latents_mean": float(np.mean(found.count.n_live)),
+        "censored": float(found.estimate.censored),
+    }
+    return found.estimate, details
+
+
+def _count_only(latents: list[LatentSet], held: HeldOut, seed: int) -> float:
+    """The same count without its interval, which takes most of the time."""
+    generator = torch.Generator().manual_seed(seed)
+    most = max(found.n_live for found in latents)
+    threshold = null_threshold(held.x, most, most, generator=generator)
+    count = reproducible(latents, threshold)
+    k = latents[0].acts.indices.shape[1]
+    null = null_reproducible(held.x, count.n_live, k, threshold=threshold, generator=generator)
+    return float(max(count.s_ge[2] - null.s_ge[2], 0))
+
+
+def _estimate_row(estimate: Estimate, **more: Any) -> Row:
+    return {
+        "quantity": estimate.estimator,
+        "value": estimate.value,
+        "ci_low": estimate.ci_low,
+        "ci_high": estimate.ci_high,
+        "note": estimate.reason,
+        **more,
+    }

@@ -1,0 +1,68 @@
+"""Where a study puts its SAEs: layer, stream and dictionary size; and what that will cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from interp.config import About, StudyConfig
+from interp.hook_points import HookPoint
+from interp.run import CONTEXTUAL
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where one group of SAEs sits: a layer, a stream, a dictionary size."""
+
+    layer: int
+    about: About
+    d_sae: int
+
+    @property
+    def hook_point(self) -> str:
+        return str(HookPoint("resid_post", self.layer))
+
+    @property
+    def stream(self) -> str:
+        """Key of the training stream, and the folder of the SAEs."""
+        return self.hook_point + (CONTEXTUAL if self.about == "contextual" else "")
+
+
+def primary_layer(config: StudyConfig, n_layers: int) -> int:
+    """The layer whose output is nearest the configured depth; the lower one of two."""
+    return min(
+        range(n_layers), key=lambda i: abs((i + 1) / n_layers - config.primary_layer_fraction)
+    )
+
+
+def spots(config: StudyConfig, d_model: int, n_layers: int) -> list[Spot]:
+    """All groups of SAEs for a model of this shape, the primary layer first."""
+    primary = primary_layer(config, n_layers)
+    found = [
+        Spot(primary, about, multiple * d_model)
+        for about in config.streams
+        for multiple in config.d_sae_per_d_model
+    ]
+    if config.other_layers:
+        found += [
+            Spot(layer, about, config.d_sae_per_d_model[0] * d_model)
+            for layer in range(n_layers)
+            if layer != primary
+            for about in config.streams
+        ]
+    return found
+
+
+def sae_cost(d_in: int, d_sae: int) -> float:
+    """Relative time of one SAE per token: reading the stream, and the encoder's product."""
+    return 2e-6 + 4e-12 * d_in * d_sae
+
+
+def expected_work(config: StudyConfig, d_model: int, n_layers: int) -> float:
+    """Relative cost of one model's measurement, for the progress line (about seconds)."""
+    total = 0.0
+    ks = [k for k in config.pilot_ks if k <= max(1, d_model // 4)]
+    for spot in spots(config, d_model, n_layers):
+        per_token = sae_cost(d_model, spot.d_sae)
+        main = config.n_seeds * config.sae_tokens * (1.5 if config.check_convergence else 1.0)
+        total += per_token * (main + len(ks) * config.pilot_tokens)
+    return total + 2e-5 * config.loss_tokens
