@@ -21,10 +21,14 @@ from torch import Tensor
 
 from saes.config import SAEConfig
 from saes.errors import SAEError
+from saes.metrics import RunningVariance
 from saes.sae import SAE
 from saes.topk import TopKStep
 
 DONE, STREAM_ENDED = "done", "stream ended"
+
+
+STATISTICS_ROWS = 8192
 
 
 def seeded_generator(seed: int, purpose: int) -> torch.Generator:
@@ -34,6 +38,22 @@ def seeded_generator(seed: int, purpose: int) -> torch.Generator:
     """
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def mean_and_scale(
+    rows: Float[Tensor, "token d_in"], hook_point: str
+) -> tuple[Float[Tensor, " d_in"], float]:
+    """Mean of the rows, and the factor that makes their total variance d_in."""
+    variance = RunningVariance(rows.shape[1])
+    for block in rows.split(STATISTICS_ROWS):
+        variance.update(block)
+    if variance.sum_of_squares == 0:
+        raise SAEError(
+            f"{hook_point}: all {len(rows)} rows of the first chunk are equal; "
+            "give activations that vary"
+        )
+    scale = math.sqrt(rows.shape[1] * len(rows) / variance.sum_of_squares)
+    return variance.mean.to(rows.device), scale
 
 
 class Member:
@@ -66,15 +86,19 @@ class Member:
         """Fraction of latents dead now."""
         return 0.0 if self.step is None else self.step.dead.float().mean().item()
 
+    def start(self, mean: Float[Tensor, " d_in"], scale: float) -> None:
+        """Initialize from the first chunk: b_dec at its mean, rows scaled by `scale`."""
+        self.scale = scale
+        generator = seeded_generator(self.config.seed, 0)
+        self.step = TopKStep(self.config, (mean * scale).float(), generator=generator)
+
     def advance(self, chunk: Float[Tensor, "token d_in"]) -> None:
         """Train on one chunk: whole batches now, the rest with the next chunk."""
+        wanted = self.config.n_tokens - self.tokens_done - len(self.pending)
+        chunk = chunk[:wanted]
         if len(chunk) == 0:
             self.cursor += 1
             return
-        wanted = self.config.n_tokens - self.tokens_done - len(self.pending)
-        chunk = chunk[:wanted]
-        if self.step is None:
-            self._start(chunk)
         rows = torch.cat([self.pending.to(chunk.device), chunk]) if len(self.pending) else chunk
         generator = seeded_generator(self.config.seed, self.cursor + 1)
         order = torch.randperm(len(rows), generator=generator).to(chunk.device)
@@ -117,18 +141,6 @@ class Member:
             },
         )
 
-    def _start(self, chunk: Tensor) -> None:
-        mean = chunk.double().mean(0)
-        variance = (chunk - mean).square().sum(1).mean().item()
-        if variance == 0:
-            raise SAEError(
-                f"{self.config.hook_point}: all {len(chunk)} rows of the first chunk are equal; "
-                "give activations that vary"
-            )
-        self.scale = math.sqrt(self.config.d_in / variance)
-        generator = seeded_generator(self.config.seed, 0)
-        self.step = TopKStep(self.config, (mean * self.scale).float(), generator=generator)
-
     def _train(self, rows: Tensor, order: Tensor) -> None:
         if not len(order):
             return
@@ -158,14 +170,16 @@ class Group:
         barrier = threading.Barrier(n_workers)
 
         def one_core() -> None:
+            # Asking first makes torch initialize this thread, which would undo the setting later.
+            torch.get_num_threads()
             torch.set_num_threads(1)
             barrier.wait()
 
         self._pool = ThreadPoolExecutor(n_workers, thread_name_prefix="sae", initializer=one_core)
-        # Thread counts are per thread, but a new thread inherits the last one set: start every
-        # worker now, then put the caller's count back.
-        for future in [self._pool.submit(lambda: None) for _ in range(n_workers)]:
-            future.result()
+        # Thread counts are per thread, but new threads inherit the last one set anywhere: start
+        # every worker now, then put the caller's count back.
+        for future in [self._pool.submit(torch.get_num_threads) for _ in range(n_workers)]:
+            assert future.result() == 1
         torch.set_num_threads(n_threads)
 
     def __enter__(self) -> Group:
@@ -187,6 +201,12 @@ class Group:
     def advance(self, chunk: Mapping[str, Float[Tensor, "token d_in"]], index: int) -> None:
         """Advance every unfinished member that has not yet consumed chunk number `index`."""
         waiting = [m for m in self.members if not m.finished and m.cursor == index]
+        for hook_point in {m.config.hook_point for m in waiting if m.step is None}:
+            if len(chunk[hook_point]):
+                mean, scale = mean_and_scale(chunk[hook_point], hook_point)
+                for member in waiting:
+                    if member.step is None and member.config.hook_point == hook_point:
+                        member.start(mean, scale)
         # Largest first, so that no long one is left running alone at the end.
         waiting.sort(key=lambda m: m.config.d_sae * m.config.d_in, reverse=True)
         if any(rows.device.type != "cpu" for rows in chunk.values()):
