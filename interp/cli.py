@@ -201,10 +201,11 @@ def _loss(args: argparse.Namespace) -> None:
     from interp.models import load
     from interp.tokens import tokens
 
-    corpus = load_text(args.text)
+    corpus = None
     rows = []
     for name in args.model:
         model = load(name)
+        corpus = corpus or load_text(args.text)  # a wrong model name is answered before reading
         blocks = tokens(corpus, model, n_tokens=args.tokens, split=args.split)
         result = loss(model, blocks)
         for warning in blocks.warnings:
@@ -226,6 +227,7 @@ def _loss(args: argparse.Namespace) -> None:
     if args.json:
         _print_json(rows)
         return
+    assert corpus is not None
     shown = [
         {
             "model": r["model"],

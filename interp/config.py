@@ -39,7 +39,7 @@ class StudyConfig(BaseModel):
     loss_tokens: int = Field(default=262_144, ge=2_048)
     means_tokens: int = Field(default=524_288, ge=2_048)
     """Training tokens behind the token and position means of the contextual stream."""
-    pilot_tokens: int = Field(default=262_144, ge=2_048)
+    pilot_tokens: int = Field(default=524_288, ge=2_048)
     sae_tokens: int = Field(default=1_048_576, ge=4_096)
     """Training tokens of each SAE; longer than the text means several passes over it."""
     held_out_tokens: int = Field(default=131_072, ge=2_048)

@@ -86,7 +86,9 @@ def _bounds(rows: Sequence[PackingRow]) -> list[str]:
 def _twins(rows: Sequence[PackingRow]) -> list[str]:
     twinned = [row for row in rows if row.twin_known]
     if rows and not twinned:
-        return ["No untrained twin was measured: nothing here can be credited to training."]
+        tried = any(row.twin is not None for row in rows)
+        what = "The untrained twins gave no count" if tried else "No untrained twin was measured"
+        return [f"{what}: nothing here can be credited to training."]
     found = []
     if len(twinned) < len(rows):
         found.append(

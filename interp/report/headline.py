@@ -83,10 +83,9 @@ def _no_answer(summary: Summary) -> str:
 def _sentence(rows: Sequence[PackingRow], contrasts: Sequence[Contrast]) -> str:
     trained = _trained(rows)
     if not contrasts:
-        return (
-            f"{trained}; no untrained twin was measured beside them, so this does not show "
-            f"what training adds."
-        )
+        tried = any(row.twin is not None for row in rows)
+        twin = "their untrained twins gave no count" if tried else "no untrained twin was measured"
+        return f"{trained}; {twin}, so this does not show what training adds."
     by_verdict = {
         verdict: [c for c in contrasts if c.verdict is verdict]
         for verdict in Verdict

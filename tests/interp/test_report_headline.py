@@ -156,6 +156,21 @@ def test_without_a_twin_the_sentence_says_so() -> None:
     assert "no untrained twin was measured" in first(data)
 
 
+def test_twins_without_a_count_are_not_twins_that_were_not_measured() -> None:
+    data = with_twins(lambda width: 0.1)
+    for record in data["packing"]:
+        record["controls"][0] |= {"value": None, "per_dim": None, "ci_low": None, "ci_high": None}
+    assert "their untrained twins gave no count" in first(data)
+    assert any("gave no count" in text for text in caveats(read_summary(data)))
+
+
+def test_twins_that_did_not_converge_are_said_not_to() -> None:
+    data = with_twins(lambda width: 0.1)
+    for record in data["packing"]:
+        record["controls"][0] |= {"converged": False}
+    assert first(data).endswith("(not converged).")
+
+
 def test_nothing_converged_is_not_identified() -> None:
     data = report_run.summary()
     for record in data["packing"]:
