@@ -48,8 +48,9 @@ def meaning(summary: Summary) -> tuple[tuple[str, str], ...]:
         (
             "Converged, or not counted.",
             "A count stands only if doubling the tokens its dictionaries were trained on changes "
-            "it by less than 5% and their FVU (the share of variance they leave unexplained) by "
-            "less than 0.01. Otherwise it is drawn hollow and enters no fit.",
+            "it by less than 5% (or by at most 0.05 per dimension) and their FVU (the "
+            "share of variance they leave unexplained) by less than 0.01. Otherwise it is "
+            "drawn hollow and enters no fit.",
         ),
         (
             "Bounded by the dictionary.",
