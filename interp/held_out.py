@@ -146,9 +146,10 @@ def splice_rows(
 
     result = ce_loss_recovered(model, blocks, spot.hook_point, reconstruct)
     names = ("ce_loss_clean", "ce_loss_sae", "ce_loss_ablated", "ce_loss_recovered")
+    notes = {"ce_loss_ablated": f"{result.ablation} ablation"}
+    place = {"k": sae.k, "seed": 0, "role": "main"}
     return [
-        {"quantity": n, "value": getattr(result, n), "k": sae.k, "seed": 0, "role": "main"}
-        for n in names
+        {"quantity": n, "value": getattr(result, n), "note": notes.get(n), **place} for n in names
     ]
 
 

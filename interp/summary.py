@@ -242,7 +242,7 @@ def _is_primary(record: dict[str, Any], primary: dict[str, Any], config: StudyCo
 
 def _usable(record: dict[str, Any]) -> bool:
     """Converged rows alone enter fits; a censored one enters as a bound."""
-    return record["converged"] is not False and record["value"] is not None
+    return record["converged"] is True and record["value"] is not None
 
 
 def _exponent(
