@@ -53,7 +53,7 @@ def write(folder: Path, number: int, member: Member) -> None:
     record = {
         "cursor": member.cursor,
         "tokens_done": member.tokens_done,
-        "n_steps": member.step.n_steps,
+        "n_steps": member.step.optimizer.n_steps,
         "scale": member.scale,
         "fvu": member.fvu,
         "fingerprint": member.fingerprint,

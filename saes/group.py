@@ -133,7 +133,7 @@ class Member:
             metadata={
                 "status": STREAM_ENDED if self.stopped_early else DONE,
                 "tokens_trained": self.tokens_done,
-                "n_steps": step.n_steps,
+                "n_steps": step.optimizer.n_steps,
                 "running_fvu": self.fvu if math.isfinite(self.fvu) else None,
                 "running_dead_fraction": self.dead_fraction,
                 "activation_scale": self.scale,
@@ -145,13 +145,13 @@ class Member:
         if not len(order):
             return
         step = self._started()
-        squared_error = torch.zeros((), dtype=torch.float64, device=rows.device)
+        squared_error = 0.0
         for batch in order.split(self.config.batch_size):
             y = rows.index_select(0, batch).mul_(self.scale)
             squared_error += step.step(y, self.config.lr_at(self.tokens_done))
             self.tokens_done += len(batch)
         # The scale makes the variance of a row d_in.
-        self.fvu = squared_error.item() / (len(order) * self.config.d_in)
+        self.fvu = squared_error / (len(order) * self.config.d_in)
 
     def _started(self) -> TopKStep:
         if self.step is None:

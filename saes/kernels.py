@@ -17,7 +17,13 @@ import numpy as np
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 # Counting may be reassociated, which is what lets it use vector instructions; it stays exact.
 _jit_counting = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
+# Sums too: in one fixed order on one machine, so reproducible. NaN and infinity keep their meaning.
+_jit_sums = numba.njit(
+    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}
+)
 
+_ONE = np.int32(0x3F800000)
+"""The bits of 1.0: where the search for the first row's threshold begins."""
 _LARGEST = np.int32(2**31 - 1)
 _FIRST_STEP = np.int32(1 << 20)
 """An eighth of a factor of two in the integer order of floats; rows differ by about so much."""
@@ -61,6 +67,53 @@ def _threshold(keys, n, k, guess):  # type: ignore[no-untyped-def]
 
 
 @_jit_counting
+def _select_row(entries, group, scratch, guesses, values, indices):  # type: ignore[no-untyped-def]
+    """`select_topk` of one row. `guesses` holds the last row's two thresholds, and gets ours."""
+    maxima, found, found_at = scratch
+    k = values.shape[0]
+    n_groups = maxima.shape[0]
+    for i in range(n_groups):
+        maxima[i] = entries[i]
+    for part in range(1, group):
+        others = entries[part * n_groups : (part + 1) * n_groups]
+        for i in range(n_groups):
+            maxima[i] = max(maxima[i], others[i])
+    # k groups have a maximum >= bound, so at least k entries do: none of the rest can be top.
+    bound = _threshold(maxima, n_groups, k, guesses[0])
+    guesses[0] = bound
+    n_found = np.int64(0)
+    for i in range(n_groups):
+        if maxima[i] >= bound:
+            for part in range(group):
+                at = part * n_groups + i
+                found[n_found] = entries[at]
+                found_at[n_found] = at
+                n_found += np.int64(entries[at] >= bound)
+    taken = np.int64(0)
+    if n_found > k:
+        bound = _threshold(found, n_found, k, guesses[1])
+        guesses[1] = bound
+        for i in range(n_found):
+            if found[i] > bound:
+                values[taken] = found[i]
+                indices[taken] = found_at[i]
+                taken += 1
+        for i in range(n_found):
+            if found[i] == bound and taken < k:
+                values[taken] = found[i]
+                indices[taken] = found_at[i]
+                taken += 1
+    else:
+        for i in range(n_found):
+            values[i] = found[i]
+            indices[i] = found_at[i]
+        taken = n_found
+    for slot in range(taken, k):
+        values[slot] = 0
+        indices[slot] = 0
+
+
+@_jit_counting
 def select_topk(keys, group, values, indices):  # type: ignore[no-untyped-def]
     """The k largest positive entries of each row, in no order.
 
@@ -69,52 +122,33 @@ def select_topk(keys, group, values, indices):  # type: ignore[no-untyped-def]
     int64. `group` divides d_sae. Slots of a row with fewer than k positive entries get value 0
     and index 0.
     """
-    n_rows, width = keys.shape
-    k = values.shape[1]
-    n_groups = width // group
-    maxima = np.empty(n_groups, np.int32)
-    found = np.empty(width + 1, np.int32)
-    found_at = np.empty(width + 1, np.int64)
-    guess = guess_found = np.int32(0x3F800000)
-    for row in range(n_rows):
-        entries = keys[row]
-        for i in range(n_groups):
-            maxima[i] = entries[i]
-        for part in range(1, group):
-            others = entries[part * n_groups : (part + 1) * n_groups]
-            for i in range(n_groups):
-                maxima[i] = max(maxima[i], others[i])
-        # k groups have a maximum >= guess, so at least k entries do: none of the rest can be top.
-        guess = _threshold(maxima, n_groups, k, guess)
-        n_found = np.int64(0)
-        for i in range(n_groups):
-            if maxima[i] >= guess:
-                for part in range(group):
-                    at = part * n_groups + i
-                    found[n_found] = entries[at]
-                    found_at[n_found] = at
-                    n_found += np.int64(entries[at] >= guess)
-        taken = np.int64(0)
-        if n_found > k:
-            guess_found = _threshold(found, n_found, k, guess_found)
-            for i in range(n_found):
-                if found[i] > guess_found:
-                    values[row, taken] = found[i]
-                    indices[row, taken] = found_at[i]
-                    taken += 1
-            for i in range(n_found):
-                if found[i] == guess_found and taken < k:
-                    values[row, taken] = found[i]
-                    indices[row, taken] = found_at[i]
-                    taken += 1
-        else:
-            for i in range(n_found):
-                values[row, i] = found[i]
-                indices[row, i] = found_at[i]
-            taken = n_found
-        for slot in range(taken, k):
-            values[row, slot] = 0
-            indices[row, slot] = 0
+    width = keys.shape[1]
+    # One more than can be found: the slot after the last is written before it is known to count.
+    found, found_at = np.empty(width + 1, np.int32), np.empty(width + 1, np.int64)
+    scratch = (np.empty(width // group, np.int32), found, found_at)
+    guesses = np.full(2, _ONE)
+    for row in range(keys.shape[0]):
+        _select_row(keys[row], group, scratch, guesses, values[row], indices[row])
+
+
+@_jit_counting
+def select_topk_bfloat16(keys, bias, group, values, indices):  # type: ignore[no-untyped-def]
+    """`select_topk` of keys + bias; keys [token d_sae] are int16 views of bfloat16, bias float32.
+
+    A bfloat16 is the upper half of a float32.
+    """
+    width = keys.shape[1]
+    found, found_at = np.empty(width + 1, np.int32), np.empty(width + 1, np.int64)
+    scratch = (np.empty(width // group, np.int32), found, found_at)
+    guesses = np.full(2, _ONE)
+    entries = np.empty(width, np.int32)
+    sums = entries.view(np.float32)
+    for row in range(keys.shape[0]):
+        for i in range(width):
+            entries[i] = np.int32(keys[row, i]) << 16
+        for i in range(width):
+            sums[i] += bias[i]
+        _select_row(entries, group, scratch, guesses, values[row], indices[row])
 
 
 @_jit
@@ -159,14 +193,72 @@ def group_by_latent(  # type: ignore[no-untyped-def]
 
 
 @_jit
-def count_idle(indices, values, n_tokens, idle):  # type: ignore[no-untyped-def]
-    """idle [d_sae] (int64): n_tokens more for every latent, 0 for those with a positive value."""
+def count_idle(indices, values, idle):  # type: ignore[no-untyped-def]
+    """Advance idle [d_sae] (int64), tokens since each latent fired, by one batch."""
+    n_tokens = indices.shape[0]
     for latent in range(idle.shape[0]):
         idle[latent] += n_tokens
-    for row in range(indices.shape[0]):
+    for row in range(n_tokens):
         for slot in range(indices.shape[1]):
             if values[row, slot] > 0:
                 idle[indices[row, slot]] = 0
+
+
+@_jit_sums
+def scaled_difference(decoded, centred, factor, out, column_sums):  # type: ignore[no-untyped-def]
+    """out = factor * (decoded - centred), all [token d_in]; its column sums [d_in].
+
+    Returns the sum of squares of decoded - centred.
+    """
+    n_rows, d_in = centred.shape
+    column_sums[:] = 0
+    total = np.float64(0)
+    for row in range(n_rows):
+        squares = np.float32(0)
+        for i in range(d_in):
+            error = decoded[row, i] - centred[row, i]
+            squares += error * error
+            out[row, i] = factor * error
+            column_sums[i] += factor * error
+        total += squares
+    return total
+
+
+@_jit
+def adam(weight, grad, mean, square, beta_mean, beta_square, eps, size, correction):  # type: ignore[no-untyped-def]
+    """One Adam update of flat float32 arrays.
+
+    size = lr / (1 - beta_mean^n), correction = 1 / sqrt(1 - beta_square^n).
+    """
+    b1, c1 = np.float32(beta_mean), np.float32(1 - beta_mean)
+    b2, c2 = np.float32(beta_square), np.float32(1 - beta_square)
+    rate, factor, floor = np.float32(size), np.float32(correction), np.float32(eps)
+    for i in range(weight.shape[0]):
+        g = grad[i]
+        m = b1 * mean[i] + c1 * g
+        v = b2 * square[i] + c2 * g * g
+        mean[i] = m
+        square[i] = v
+        weight[i] -= rate * m / (np.sqrt(v) * factor + floor)
+
+
+@_jit_sums
+def adam_unit_rows(weight, grad, mean, square, beta_mean, beta_square, eps, size, correction):  # type: ignore[no-untyped-def]
+    """`adam` for a matrix of unit rows: gradient made orthogonal to its row, row renormalized."""
+    for row in range(weight.shape[0]):
+        w, g = weight[row], grad[row]
+        along = np.float32(0)
+        for i in range(w.shape[0]):
+            along += g[i] * w[i]
+        for i in range(w.shape[0]):
+            g[i] -= along * w[i]
+        adam(w, g, mean[row], square[row], beta_mean, beta_square, eps, size, correction)
+        squares = np.float32(0)
+        for i in range(w.shape[0]):
+            squares += w[i] * w[i]
+        inverse = np.float32(1) / np.sqrt(squares)
+        for i in range(w.shape[0]):
+            w[i] *= inverse
 
 
 def group_size(d_sae: int, k: int) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saes.config import SAEConfig
 from saes.errors import SAEError
-from saes.sparse import decode_sparse, encode_topk
+from saes.sparse import Encoder, decode_sparse
 
 
 class SparseActs(NamedTuple):
@@ -88,9 +88,8 @@ class SAE:
                 "give [token, d_in]"
             )
         centred = x.float() - self.b_dec
-        values = torch.empty(len(x), self.k, device=x.device)
-        indices = torch.empty(len(x), self.k, dtype=torch.int64, device=x.device)
-        encode_topk(centred, self.W_enc, self.b_enc, values, indices)
+        encoder = Encoder(len(x), self.d_sae, self.k, device=x.device)
+        values, indices = encoder(centred, self.W_enc, self.b_enc)
         return SparseActs(indices, values)
 
     @torch.no_grad()

@@ -183,8 +183,8 @@ def test_decoder_stays_at_unit_norm_and_moves_only_sideways(backend: str) -> Non
     torch.testing.assert_close(step.weights.W_dec.norm(dim=1), torch.ones(12))
     assert (step.weights.W_dec - before).abs().max() > 1e-3
     # Adam's first mean is (1 - beta1) times what it was given: no part along the old row.
-    along = (step.means.W_dec * before).sum(1)
-    assert along.abs().max() < 1e-6 * step.means.W_dec.abs().max() + 1e-9
+    along = (step.optimizer.means.W_dec * before).sum(1)
+    assert along.abs().max() < 1e-6 * step.optimizer.means.W_dec.abs().max() + 1e-9
 
 
 def test_adam_equals_torch_adam(backend: str) -> None:
@@ -233,7 +233,7 @@ def test_idle_counters(backend: str) -> None:
 def selected(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values = torch.full((len(pre), k), -7.0)
     indices = torch.full((len(pre), k), -7, dtype=torch.int64)
-    sparse.select_topk(pre, values, indices)
+    sparse.select_topk(pre, None, values, indices)
     return values, indices
 
 
@@ -276,16 +276,61 @@ def test_selection_lets_nan_through() -> None:
     assert not values[1].isnan().any()
 
 
-def test_encoding_in_blocks_equals_encoding_at_once() -> None:
+def test_encoding_in_blocks_equals_encoding_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
-    x, W, b = (torch.randn(shape, generator=generator) for shape in ((50, 6), (6, 32), (32,)))
+    x, W, b = (torch.randn(shape, generator=generator) for shape in ((500, 6), (6, 32), (32,)))
     results = []
-    for rows in (50, 7, 1):
-        values, indices = torch.empty(50, 4), torch.empty(50, 4, dtype=torch.int64)
-        sparse.encode_topk(x, W, b, values, indices, torch.empty(rows, 32))
-        results.append(torch.zeros(50, 32).scatter_(1, indices, values))
+    for size in (1 << 20, 70 * 32 * 4, 1):
+        monkeypatch.setattr(sparse, "CPU_BLOCK_BYTES", size)
+        encoder = sparse.Encoder(500, 32, 4, device=x.device)
+        values, indices = encoder(x, W, b)
+        results.append(torch.zeros(500, 32).scatter_(1, indices, values))
     for other in results[1:]:
         torch.testing.assert_close(results[0], other, rtol=1e-5, atol=1e-6)
+
+
+@given(seed=st.integers(0, 1000), width=st.integers(1, 90), k=st.integers(1, 12))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_bfloat16_selection_equals_torch_topk(seed: int, width: int, k: int) -> None:
+    """Of the rounded product plus the exact bias, as the torch path computes it."""
+    k = min(k, width)
+    generator = torch.Generator().manual_seed(seed)
+    pre = torch.randn(20, width, generator=generator).bfloat16()
+    bias = torch.randn(width, generator=generator)
+    values, indices = torch.empty(20, k), torch.empty(20, k, dtype=torch.int64)
+    sparse.select_topk(pre, bias, values, indices)
+    total = pre.float() + bias
+    assert torch.equal(values.sort(1, descending=True).values, total.topk(k, dim=1).values.relu())
+    used = values > 0
+    assert torch.equal(total.gather(1, indices)[used], values[used])
+
+
+def test_bfloat16_encoder_selects_low_and_values_exactly(backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, W, b = (torch.randn(shape, generator=generator) for shape in ((300, 24), (24, 64), (64,)))
+    low = sparse.Encoder(300, 64, 4, device=x.device, dtype=torch.bfloat16)
+    values, indices = low(x, W, b)
+    exact = (x @ W + b).relu()
+    used = values > 0
+    torch.testing.assert_close(values[used], exact.gather(1, indices)[used], rtol=1e-5, atol=1e-5)
+    full_values, full_indices = sparse.Encoder(300, 64, 4, device=x.device)(x, W, b)
+    dense = torch.zeros(2, 300, 64)
+    dense[0].scatter_(1, indices, used.float())
+    dense[1].scatter_(1, full_indices, (full_values > 0).float())
+    agreement = (dense[0] * dense[1]).sum() / dense[1].sum()
+    assert 0.95 < agreement < 1.0, "the same latents nearly everywhere, but not everywhere"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bfloat16_gradients_equal_autograd_on_its_support(backend: str, seed: int) -> None:
+    step = make_step(seed, 6, 30, 4, encoder_dtype="bfloat16")
+    batch = make_batch(seed, 16, 6)
+    got = step.gradients(batch)
+    for ours, plain in zip(
+        got.weights, plain_gradients(step, batch, got.indices, got.values), strict=True
+    ):
+        error = (ours.double() - plain).abs().max() / plain.abs().max().clamp_min(1)
+        assert error < 1e-5
 
 
 def test_state_round_trip_is_bitwise() -> None:
@@ -293,7 +338,7 @@ def test_state_round_trip_is_bitwise() -> None:
     for n in range(3):
         step.step(make_batch(n, 16, 4), lr=0.01)
     twin = make_step(9, 4, 8, 2)
-    twin.load_state({name: t.clone() for name, t in step.state().items()}, step.n_steps)
+    twin.load_state({name: t.clone() for name, t in step.state().items()}, step.optimizer.n_steps)
     for s in (step, twin):
         s.step(make_batch(7, 16, 4), lr=0.01)
     for name, tensor in step.state().items():

@@ -1,0 +1,75 @@
+"""Adam for SAE weights, with decoder rows kept at unit norm.
+
+m and v are running means of g and g^2; w -= lr * m_hat / (sqrt(v_hat) + eps). The decoder's
+gradient first loses its part along each row, which would only change the norm, and the rows are
+normalized after. Source: Kingma and Ba, arXiv 1412.6980, algorithm 1; Bricken et al. 2023 ("Towards
+Monosemanticity"), section on training, for the projection.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saes.sparse import has_kernels, kernels
+
+BETA_MEAN, BETA_SQUARE = 0.9, 0.999
+EPS = 1e-8
+
+
+class Weights(NamedTuple):
+    """Weights of one SAE, or their gradients. Both matrices have a row per latent."""
+
+    W_enc_T: Float[Tensor, "d_sae d_in"]
+    W_dec: Float[Tensor, "d_sae d_in"]
+    b_enc: Float[Tensor, " d_sae"]
+    b_dec: Float[Tensor, " d_in"]
+
+
+class Adam:
+    """Optimizer state of one SAE. Updates weights in place and never reallocates them."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        self.means = Weights(*map(torch.zeros_like, weights))
+        self.squares = Weights(*map(torch.zeros_like, weights))
+        self.n_steps = 0
+
+    def step(self, grads: Weights, lr: float) -> None:
+        """One update; overwrites `grads`."""
+        self.n_steps += 1
+        if has_kernels(grads.b_dec):
+            size = lr / (1 - BETA_MEAN**self.n_steps)
+            correction = 1 / math.sqrt(1 - BETA_SQUARE**self.n_steps)
+            options = (BETA_MEAN, BETA_SQUARE, EPS, size, correction)
+            for name in Weights._fields:
+                kernel = kernels.adam_unit_rows if name == "W_dec" else kernels.adam
+                parts = (self.weights, grads, self.means, self.squares)
+                arrays = (getattr(part, name).numpy() for part in parts)
+                kernel(
+                    *(array if name == "W_dec" else array.reshape(-1) for array in arrays), *options
+                )
+            return
+        W_dec, grad = self.weights.W_dec, grads.W_dec
+        grad.addcmul_(W_dec, (grad * W_dec).sum(1, keepdim=True), value=-1)
+        count = torch.tensor(float(self.n_steps), device=grads.b_dec.device)
+        torch._fused_adam_(
+            list(self.weights),
+            list(grads),
+            list(self.means),
+            list(self.squares),
+            [],
+            [count] * len(grads),
+            lr=lr,
+            beta1=BETA_MEAN,
+            beta2=BETA_SQUARE,
+            weight_decay=0.0,
+            eps=EPS,
+            amsgrad=False,
+            maximize=False,
+        )
+        W_dec.div_(torch.linalg.vector_norm(W_dec, dim=1, keepdim=True).clamp_min_(1e-12))
