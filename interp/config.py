@@ -12,6 +12,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from interp import ladder
 from interp.errors import UserError
 
 About = Literal["all", "contextual"]
@@ -95,7 +96,6 @@ class StudyConfig(BaseModel):
 
 
 _QUICK_WIDTHS = (32, 48, 64, 96, 128)
-_FULL_WIDTHS = (32, 48, 64, 96, 128, 160, 192, 256)
 
 
 def _ladder(widths: tuple[int, ...]) -> tuple[str, ...]:
@@ -111,8 +111,9 @@ PRESETS: dict[str, StudyConfig] = {
     ),
     "full": StudyConfig(
         preset="full",
-        models=_ladder(_FULL_WIDTHS),
-        twins=_ladder(_FULL_WIDTHS),
+        # Every model that is shipped: a preset must not name one that is not there.
+        models=tuple(ladder.names()) or _ladder(_QUICK_WIDTHS),
+        twins=tuple(ladder.names()) or _ladder(_QUICK_WIDTHS),
         streams=("contextual", "all"),
         d_sae_per_d_model=(8, 4, 16, 32),
         other_layers=True,

@@ -67,17 +67,22 @@ def _threshold(keys, n, k, guess):  # type: ignore[no-untyped-def]
 
 
 @_jit_counting
-def _select_row(entries, group, scratch, guesses, values, indices):  # type: ignore[no-untyped-def]
-    """`select_topk` of one row. `guesses` holds the last row's two thresholds, and gets ours."""
-    maxima, found, found_at = scratch
-    k = values.shape[0]
+def _select_row(  # type: ignore[no-untyped-def]
+    keys, source, group, maxima, found, found_at, guesses, values, indices, row
+):
+    """`select_topk` of row `source` of keys into `row` of values and indices.
+
+    `guesses` holds the last row's two thresholds, and gets this one's. (Rows come as numbers
+    because slices cost reference counts.)
+    """
+    k = values.shape[1]
     n_groups = maxima.shape[0]
     for i in range(n_groups):
-        maxima[i] = entries[i]
+        maxima[i] = keys[source, i]
     for part in range(1, group):
-        others = entries[part * n_groups : (part + 1) * n_groups]
+        base = part * n_groups
         for i in range(n_groups):
-            maxima[i] = max(maxima[i], others[i])
+            maxima[i] = max(maxima[i], keys[source, base + i])
     # k groups have a maximum >= bound, so at least k entries do: none of the rest can be top.
     bound = _threshold(maxima, n_groups, k, guesses[0])
     guesses[0] = bound
@@ -86,31 +91,31 @@ def _select_row(entries, group, scratch, guesses, values, indices):  # type: ign
         if maxima[i] >= bound:
             for part in range(group):
                 at = part * n_groups + i
-                found[n_found] = entries[at]
+                found[n_found] = keys[source, at]
                 found_at[n_found] = at
-                n_found += np.int64(entries[at] >= bound)
+                n_found += np.int64(keys[source, at] >= bound)
     taken = np.int64(0)
     if n_found > k:
         bound = _threshold(found, n_found, k, guesses[1])
         guesses[1] = bound
         for i in range(n_found):
             if found[i] > bound:
-                values[taken] = found[i]
-                indices[taken] = found_at[i]
+                values[row, taken] = found[i]
+                indices[row, taken] = found_at[i]
                 taken += 1
         for i in range(n_found):
             if found[i] == bound and taken < k:
-                values[taken] = found[i]
-                indices[taken] = found_at[i]
+                values[row, taken] = found[i]
+                indices[row, taken] = found_at[i]
                 taken += 1
     else:
         for i in range(n_found):
-            values[i] = found[i]
-            indices[i] = found_at[i]
+            values[row, i] = found[i]
+            indices[row, i] = found_at[i]
         taken = n_found
     for slot in range(taken, k):
-        values[slot] = 0
-        indices[slot] = 0
+        values[row, slot] = 0
+        indices[row, slot] = 0
 
 
 @_jit_counting
@@ -125,10 +130,10 @@ def select_topk(keys, group, values, indices):  # type: ignore[no-untyped-def]
     width = keys.shape[1]
     # One more than can be found: the slot after the last is written before it is known to count.
     found, found_at = np.empty(width + 1, np.int32), np.empty(width + 1, np.int64)
-    scratch = (np.empty(width // group, np.int32), found, found_at)
+    maxima = np.empty(width // group, np.int32)
     guesses = np.full(2, _ONE)
     for row in range(keys.shape[0]):
-        _select_row(keys[row], group, scratch, guesses, values[row], indices[row])
+        _select_row(keys, row, group, maxima, found, found_at, guesses, values, indices, row)
 
 
 @_jit_counting
@@ -139,16 +144,16 @@ def select_topk_bfloat16(keys, bias, group, values, indices):  # type: ignore[no
     """
     width = keys.shape[1]
     found, found_at = np.empty(width + 1, np.int32), np.empty(width + 1, np.int64)
-    scratch = (np.empty(width // group, np.int32), found, found_at)
+    maxima = np.empty(width // group, np.int32)
     guesses = np.full(2, _ONE)
-    entries = np.empty(width, np.int32)
+    entries = np.empty((1, width), np.int32)
     sums = entries.view(np.float32)
     for row in range(keys.shape[0]):
         for i in range(width):
-            entries[i] = np.int32(keys[row, i]) << 16
+            entries[0, i] = np.int32(keys[row, i]) << 16
         for i in range(width):
-            sums[i] += bias[i]
-        _select_row(entries, group, scratch, guesses, values[row], indices[row])
+            sums[0, i] += bias[i]
+        _select_row(entries, 0, group, maxima, found, found_at, guesses, values, indices, row)
 
 
 @_jit

@@ -55,7 +55,8 @@ they fell: where a wider model is not better, that is the result.
 ## Learning-rate bracket
 
 Short runs with the same schedule; held-out loss in nats per token. They ran on the same corpus with
-one more project in it, which was then dropped because it became a dependency.
+one more project in it, which was then dropped because it became a dependency. At 256 the rate
+inside the blocks is bracketed from above only: the smallest that was tried is the best.
 
 | d_model | tokens | lr | lr inside blocks | held-out loss |
 |---|---|---|---|---|

@@ -1,6 +1,6 @@
 """The ladder's recipe: every number that determines its models, and nothing else.
 
-Learning rates were bracketed on both sides by short runs at three widths
+Learning rates were bracketed by short runs at three widths
 (`interp ladder bracket`); the losses are in `bracket.json` beside this file.
 """
 
@@ -97,7 +97,7 @@ BRACKET: dict[int, tuple[tuple[float, float], ...]] = {
         (0.008, 0.0005),
     ),
 }
-"""(lr, lr_hidden) tried in short runs of `BRACKET_TOKENS`; the losses are in `bracket.json`."""
+"""(lr, lr_hidden) for short runs of `BRACKET_TOKENS`; losses so far are in `bracket.json`."""
 
 
 def learning_rates(d_model: int) -> tuple[float, float]:

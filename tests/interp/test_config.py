@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from interp import ladder
 from interp.config import PRESETS, StudyConfig, read_config, resolve_config
 from interp.errors import UserError
 
@@ -90,7 +91,8 @@ def test_the_quick_preset_keeps_the_promises_of_the_readme() -> None:
 def test_the_full_preset_is_a_result_over_all_widths_and_streams() -> None:
     full = PRESETS["full"]
     assert not full.preview
-    assert len(full.models) == 8
+    assert list(full.models) == ladder.names()
+    assert set(PRESETS["quick"].models) <= set(full.models)
     assert full.twins == full.models
     assert set(full.streams) == {"all", "contextual"}
     assert full.n_seeds == 5
