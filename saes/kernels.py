@@ -67,58 +67,6 @@ def _threshold(keys, n, k, guess):  # type: ignore[no-untyped-def]
 
 
 @_jit_counting
-def _select_row(  # type: ignore[no-untyped-def]
-    keys, source, group, maxima, found, found_at, guesses, values, indices, row
-):
-    """`select_topk` of row `source` of keys into `row` of values and indices.
-
-    `guesses` holds the last row's two thresholds, and gets this one's. (Rows come as numbers
-    because slices cost reference counts.)
-    """
-    k = values.shape[1]
-    n_groups = maxima.shape[0]
-    for i in range(n_groups):
-        maxima[i] = keys[source, i]
-    for part in range(1, group):
-        base = part * n_groups
-        for i in range(n_groups):
-            maxima[i] = max(maxima[i], keys[source, base + i])
-    # k groups have a maximum >= bound, so at least k entries do: none of the rest can be top.
-    bound = _threshold(maxima, n_groups, k, guesses[0])
-    guesses[0] = bound
-    n_found = np.int64(0)
-    for i in range(n_groups):
-        if maxima[i] >= bound:
-            for part in range(group):
-                at = part * n_groups + i
-                found[n_found] = keys[source, at]
-                found_at[n_found] = at
-                n_found += np.int64(keys[source, at] >= bound)
-    taken = np.int64(0)
-    if n_found > k:
-        bound = _threshold(found, n_found, k, guesses[1])
-        guesses[1] = bound
-        for i in range(n_found):
-            if found[i] > bound:
-                values[row, taken] = found[i]
-                indices[row, taken] = found_at[i]
-                taken += 1
-        for i in range(n_found):
-            if found[i] == bound and taken < k:
-                values[row, taken] = found[i]
-                indices[row, taken] = found_at[i]
-                taken += 1
-    else:
-        for i in range(n_found):
-            values[row, i] = found[i]
-            indices[row, i] = found_at[i]
-        taken = n_found
-    for slot in range(taken, k):
-        values[row, slot] = 0
-        indices[row, slot] = 0
-
-
-@_jit_counting
 def select_topk(keys, group, values, indices):  # type: ignore[no-untyped-def]
     """The k largest positive entries of each row, in no order.
 
@@ -127,33 +75,66 @@ def select_topk(keys, group, values, indices):  # type: ignore[no-untyped-def]
     int64. `group` divides d_sae. Slots of a row with fewer than k positive entries get value 0
     and index 0.
     """
-    width = keys.shape[1]
+    n_rows, width = keys.shape
+    k = values.shape[1]
+    n_groups = width // group
+    maxima = np.empty(n_groups, np.int32)
     # One more than can be found: the slot after the last is written before it is known to count.
     found, found_at = np.empty(width + 1, np.int32), np.empty(width + 1, np.int64)
-    maxima = np.empty(width // group, np.int32)
-    guesses = np.full(2, _ONE)
-    for row in range(keys.shape[0]):
-        _select_row(keys, row, group, maxima, found, found_at, guesses, values, indices, row)
+    bound, bound_found = _ONE, _ONE
+    for row in range(n_rows):
+        entries = keys[row]
+        for i in range(n_groups):
+            maxima[i] = entries[i]
+        for part in range(1, group):
+            others = entries[part * n_groups : (part + 1) * n_groups]
+            for i in range(n_groups):
+                maxima[i] = max(maxima[i], others[i])
+        # k groups have a maximum >= bound, so at least k entries do: none of the rest can be top.
+        bound = _threshold(maxima, n_groups, k, bound)
+        n_found = np.int64(0)
+        for i in range(n_groups):
+            if maxima[i] >= bound:
+                for part in range(group):
+                    at = part * n_groups + i
+                    found[n_found] = entries[at]
+                    found_at[n_found] = at
+                    n_found += np.int64(entries[at] >= bound)
+        taken = np.int64(0)
+        if n_found > k:
+            bound_found = _threshold(found, n_found, k, bound_found)
+            for i in range(n_found):
+                if found[i] > bound_found:
+                    values[row, taken] = found[i]
+                    indices[row, taken] = found_at[i]
+                    taken += 1
+            for i in range(n_found):
+                if found[i] == bound_found and taken < k:
+                    values[row, taken] = found[i]
+                    indices[row, taken] = found_at[i]
+                    taken += 1
+        else:
+            for i in range(n_found):
+                values[row, i] = found[i]
+                indices[row, i] = found_at[i]
+            taken = n_found
+        for slot in range(taken, k):
+            values[row, slot] = 0
+            indices[row, slot] = 0
 
 
-@_jit_counting
-def select_topk_bfloat16(keys, bias, group, values, indices):  # type: ignore[no-untyped-def]
-    """`select_topk` of keys + bias; keys [token d_sae] are int16 views of bfloat16, bias float32.
+@_jit
+def add_bias_bfloat16(product, bias, bits, out):  # type: ignore[no-untyped-def]
+    """out = product + bias. product [token d_sae] is an int16 view of bfloat16.
 
-    A bfloat16 is the upper half of a float32.
+    bits is an int32 view of out [token d_sae], which is float32, as is bias: a bfloat16 is the
+    upper half of a float32. (torch adds mixed types an order of magnitude slower.)
     """
-    width = keys.shape[1]
-    found, found_at = np.empty(width + 1, np.int32), np.empty(width + 1, np.int64)
-    maxima = np.empty(width // group, np.int32)
-    guesses = np.full(2, _ONE)
-    entries = np.empty((1, width), np.int32)
-    sums = entries.view(np.float32)
-    for row in range(keys.shape[0]):
-        for i in range(width):
-            entries[0, i] = np.int32(keys[row, i]) << 16
-        for i in range(width):
-            sums[0, i] += bias[i]
-        _select_row(entries, 0, group, maxima, found, found_at, guesses, values, indices, row)
+    for row in range(product.shape[0]):
+        for i in range(product.shape[1]):
+            bits[row, i] = np.int32(product[row, i]) << 16
+        for i in range(product.shape[1]):
+            out[row, i] += bias[i]
 
 
 @_jit

@@ -33,27 +33,36 @@ def has_kernels(tensor: Tensor) -> bool:
 
 def select_topk(
     pre: Float[Tensor, "token d_sae"],
-    bias: Float[Tensor, " d_sae"] | None,
     values: Float[Tensor, "token k"],
     indices: Int[Tensor, "token k"],
 ) -> None:
-    """Write the ReLU of the k largest entries of every row of pre (+ bias), and where they are.
+    """Write the ReLU of the k largest entries of every row, and where they are (in no order).
 
-    In no order. Slots beyond the positive entries of a row get value 0 and the index of any latent.
-    A bias goes with a bfloat16 `pre`, none with a float32 one.
+    Slots beyond the positive entries of a row get value 0 and the index of any latent.
     """
     if not has_kernels(pre):
-        whole = pre if bias is None else pre + bias
-        torch.topk(whole, values.shape[1], dim=1, sorted=False, out=(values, indices))
+        torch.topk(pre, values.shape[1], dim=1, sorted=False, out=(values, indices))
         values.relu_()
         return
-    group = kernels.group_size(pre.shape[1], values.shape[1])
-    outputs = (values.view(torch.int32).numpy(), indices.numpy())
-    if bias is None:
-        kernels.select_topk(pre.view(torch.int32).numpy(), group, *outputs)
-    else:
-        keys = pre.view(torch.int16).numpy()
-        kernels.select_topk_bfloat16(keys, bias.numpy(), group, *outputs)
+    kernels.select_topk(
+        pre.view(torch.int32).numpy(),
+        kernels.group_size(pre.shape[1], values.shape[1]),
+        values.view(torch.int32).numpy(),
+        indices.numpy(),
+    )
+
+
+def add_bias(
+    product: Float[Tensor, "token d_sae"],
+    bias: Float[Tensor, " d_sae"],
+    out: Float[Tensor, "token d_sae"],
+) -> None:
+    """Write product (bfloat16) + bias (float32) as float32."""
+    if not has_kernels(product):
+        torch.add(product, bias, out=out)
+        return
+    bits = out.view(torch.int32).numpy()
+    kernels.add_bias_bfloat16(product.view(torch.int16).numpy(), bias.numpy(), bits, out.numpy())
 
 
 class Encoder:
@@ -73,12 +82,13 @@ class Encoder:
     ) -> None:
         """`dtype` bfloat16: that product picks the latents; their values are float32 either way."""
         budget = CPU_BLOCK_BYTES if device.type == "cpu" else GPU_BLOCK_BYTES
-        rows = max(1, min(n_tokens, max(64, budget // (d_sae * dtype.itemsize))))
+        rows = max(1, min(n_tokens, max(64, budget // (d_sae * 4))))
         self.values: Float[Tensor, "token k"] = torch.empty(n_tokens, k, device=device)
         self.indices: Int[Tensor, "token k"] = torch.empty(
             n_tokens, k, dtype=torch.int64, device=device
         )
-        self._pre = torch.empty(rows, d_sae, device=device, dtype=dtype)
+        self._pre = torch.empty(rows, d_sae, device=device)
+        self._product = self._pre if dtype == torch.float32 else self._pre.to(dtype)
 
     def __call__(
         self,
@@ -87,7 +97,7 @@ class Encoder:
         b_enc: Float[Tensor, " d_sae"],
     ) -> tuple[Float[Tensor, "token k"], Int[Tensor, "token k"]]:
         """Values and indices of the k largest positive entries of centred W_enc + b_enc."""
-        dtype = self._pre.dtype
+        dtype = self._product.dtype
         is_low = dtype != torch.float32
         x, W = centred.to(dtype), W_enc.to(dtype)
         n_tokens, rows = len(centred), len(self._pre)
@@ -96,11 +106,11 @@ class Encoder:
             stop = min(start + rows, n_tokens)
             pre = self._pre[: stop - start]
             if is_low:
-                torch.mm(x[start:stop], W, out=pre)
+                product = torch.mm(x[start:stop], W, out=self._product[: stop - start])
+                add_bias(product, b_enc, pre)
             else:
                 torch.addmm(b_enc, x[start:stop], W, out=pre)
-            bias = b_enc if is_low else None
-            select_topk(pre, bias, values[start:stop], indices[start:stop])
+            select_topk(pre, values[start:stop], indices[start:stop])
         if is_low:
             exact = decoder_dots(centred, indices, W_enc.t()).add_(b_enc[indices])
             # Unused slots stay unused: their index may be that of a used one.
