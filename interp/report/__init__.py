@@ -22,7 +22,7 @@ def write_report(run_dir: Path) -> Path:
 
 def headline(summary: dict[str, Any]) -> str:
     """The answer in one sentence, generated from the numbers in `summary.json`."""
-    from interp.report.headline import answer
+    from interp.report.answering import answer
     from interp.report.reading import read_summary
 
     return answer(read_summary(summary)).first

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
+from interp.report.answering import at_widths as where
+from interp.report.answering import rows_in_the_answer
 from interp.report.contrast import Verdict, contrast
-from interp.report.headline import at_widths as where
-from interp.report.headline import rows_in_the_answer
 from interp.report.records import PackingRow, Summary
 from interp.report.wording import plural, significant
 

@@ -19,9 +19,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from interp.report import static
+from interp.report.answering import QUESTION, answer
 from interp.report.caveats import caveats, remaining_warnings
 from interp.report.figures import all_figures
-from interp.report.headline import QUESTION, answer
 from interp.report.marks import Figure
 from interp.report.meaning import meaning
 from interp.report.reading import RunRecords, read_run

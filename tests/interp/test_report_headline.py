@@ -10,9 +10,9 @@ import report_run
 
 from interp import summary as summary_module
 from interp.report import headline
+from interp.report.answering import answer, reading_of
 from interp.report.caveats import SAID_HERE, caveats, remaining_warnings
 from interp.report.contrast import Verdict, contrast
-from interp.report.headline import answer, reading_of
 from interp.report.reading import read_summary
 from interp.report.records import Exponent, Interval
 
