@@ -1,7 +1,8 @@
 """Many SAEs advanced in lockstep on one stream.
 
 Every SAE ("member") sees the same chunks in the same order, with its own initialization and its own
-shuffle of each chunk. On a CPU members are spread over worker threads, one core each: an SAE's bits
+shuffle of each chunk. Members whose first steps are the same (see `saes.trunk`) are trained once
+until they part. On a CPU members are spread over worker threads, one core each: an SAE's bits
 then depend neither on its companions nor on how many cores there are, and small products, which
 scale badly inside one step, scale perfectly across SAEs.
 """
@@ -24,6 +25,7 @@ from saes.errors import SAEError
 from saes.metrics import RunningVariance
 from saes.sae import SAE
 from saes.topk import TopKStep
+from saes.trunk import trunks
 
 DONE, STREAM_ENDED = "done", "stream ended"
 
@@ -75,6 +77,11 @@ class Member:
         self.fingerprint = ""
         """Fingerprint of the stream up to `cursor`."""
         self.stopped_early = False
+        self.trunk: Member | None = None
+        """The longer run whose steps this one shares until `shared_tokens`; None once it parted."""
+        self.shared_tokens = 0
+        self.inherited_tokens = 0
+        """Tokens of the trunk at the parting."""
 
     @property
     def finished(self) -> bool:
@@ -91,6 +98,31 @@ class Member:
         self.scale = scale
         generator = seeded_generator(self.config.seed, 0)
         self.step = TopKStep(self.config, (mean * scale).float(), generator=generator)
+
+    @property
+    def follows(self) -> Member:
+        """The member that holds this one's present state: its trunk, or itself."""
+        return self if self.trunk is None else self.trunk
+
+    def outlives_trunk(self, n_rows: int) -> bool:
+        """Whether `n_rows` more rows would take the trunk past what is shared."""
+        trunk = self.follows
+        seen = trunk.tokens_done + len(trunk.pending)
+        return trunk.stopped_early or seen + n_rows > self.shared_tokens
+
+    def part(self) -> None:
+        """Leave the trunk with a copy of its state."""
+        trunk, self.trunk = self.follows, None
+        if trunk.step is None:
+            return
+        state = trunk.step.state()
+        origin = torch.zeros_like(trunk.step.weights.b_dec)
+        self.step = TopKStep(self.config, origin, generator=torch.Generator())
+        self.step.load_state(state, trunk.step.optimizer.n_steps)
+        self.pending = trunk.pending.clone()
+        self.scale, self.cursor, self.fvu = trunk.scale, trunk.cursor, trunk.fvu
+        self.tokens_done = self.inherited_tokens = trunk.tokens_done
+        self.fingerprint = trunk.fingerprint
 
     def advance(self, chunk: Float[Tensor, "token d_in"]) -> None:
         """Train on one chunk: whole batches now, the rest with the next chunk."""
@@ -165,6 +197,9 @@ class Group:
     def __init__(self, configs: Sequence[SAEConfig], *, workers: int | None = None) -> None:
         """`workers`: threads over SAEs on a CPU; None: torch's own thread count."""
         self.members = [Member(config) for config in configs]
+        for number, (root, shared) in trunks(configs).items():
+            member = self.members[number]
+            member.trunk, member.shared_tokens = self.members[root], shared
         n_threads = torch.get_num_threads()
         n_workers = max(1, min(workers or n_threads, len(self.members)))
         barrier = threading.Barrier(n_workers)
@@ -198,9 +233,31 @@ class Group:
         """Whether no member wants more."""
         return all(member.finished for member in self.members)
 
+    def waiting(self, index: int) -> list[Member]:
+        """Members on their own feet that have not yet consumed chunk number `index`."""
+        return [m for m in self.members if not (m.trunk or m.finished) and m.cursor == index]
+
+    def resumed(self) -> None:
+        """After checkpoints were read: nobody waits for a parting that is already past."""
+        for member in self.members:
+            if member.trunk and (member.step is not None or member.outlives_trunk(0)):
+                member.trunk = None
+
+    def end_stream(self) -> None:
+        """The stream is over for everyone."""
+        for member in self.members:
+            if member.trunk:
+                member.part()
+        for member in self.members:
+            member.end_stream()
+
     def advance(self, chunk: Mapping[str, Float[Tensor, "token d_in"]], index: int) -> None:
         """Advance every unfinished member that has not yet consumed chunk number `index`."""
-        waiting = [m for m in self.members if not m.finished and m.cursor == index]
+        for member in self.members:
+            rows = len(chunk[member.config.hook_point])
+            if member.trunk and member.trunk.cursor == index and member.outlives_trunk(rows):
+                member.part()
+        waiting = self.waiting(index)
         for hook_point in {m.config.hook_point for m in waiting if m.step is None}:
             if len(chunk[hook_point]):
                 mean, scale = mean_and_scale(chunk[hook_point], hook_point)

@@ -65,7 +65,8 @@ def train(
 
     Chunks may have any number of rows; larger ones shuffle better. Rows are consumed in order until
     every config has its `n_tokens`; a shorter stream trains on what there is, and the SAE's
-    metadata says status "stream ended" instead of "done". The result is determined by config,
+    metadata says status "stream ended" instead of "done". Configs that differ in their budget alone
+    share their first steps (`saes.trunk`). The result is determined by config,
     stream and CPU type, not by the companions or the number of cores.
 
     With `checkpoint_dir`, state is saved at chunk boundaries at least `checkpoint_seconds` apart
@@ -91,9 +92,10 @@ def train(
             checkpoint.claim(checkpoint_dir, configs)
             for number, member in enumerate(members):
                 checkpoint.read(checkpoint_dir, number, member, torch.device("cpu"))
+            group.resumed()
         checked = _Checked(hook_points)
         started = saved = time.monotonic()
-        tokens_before = sum(member.tokens_done for member in members)
+        tokens_before = _tokens_trained(group)
         chunks = iter(stream)
         index = 0
         while not group.finished and (raw := next(chunks, None)) is not None:
@@ -108,9 +110,9 @@ def train(
                         f"{checkpoint_dir}: its checkpoints saw another stream at "
                         f"{member.config.hook_point}; give the same stream or another folder"
                     )
-            waiting = [m for m in members if not m.finished and m.cursor == index]
             group.advance(chunk, index)
-            for member in waiting:
+            moved = [m for m in members if m.trunk is None and m.cursor == index + 1]
+            for member in moved:
                 member.fingerprint = checked.fingerprints[member.config.hook_point]
             index += 1
             now = time.monotonic()
@@ -118,11 +120,10 @@ def train(
                 for number, member in enumerate(members):
                     checkpoint.write(checkpoint_dir, number, member)
                 saved = time.monotonic()
-            if heartbeat is not None and waiting:
-                done = sum(member.tokens_done for member in members) - tokens_before
+            if heartbeat is not None and moved:
+                done = _tokens_trained(group) - tokens_before
                 heartbeat(_status(group, done / max(now - started, 1e-9)))
-        for member in members:
-            member.end_stream()
+        group.end_stream()
         saes = [member.export() for member in members]
         if checkpoint_dir is not None:
             for number, member in enumerate(members):
@@ -173,15 +174,20 @@ class _Checked:
         return chunk
 
 
+def _tokens_trained(group: Group) -> int:
+    """Tokens times SAEs that steps were taken on; what a branch inherits counts once."""
+    return sum(member.tokens_done - member.inherited_tokens for member in group.members)
+
+
 def _status(group: Group, rate: float) -> TrainingStatus:
     saes = tuple(
         SAEStatus(
             name=member.config.name,
             hook_point=member.config.hook_point,
-            tokens_done=member.tokens_done,
+            tokens_done=member.follows.tokens_done,
             n_tokens=member.config.n_tokens,
-            fvu=member.fvu,
-            dead_fraction=member.dead_fraction,
+            fvu=member.follows.fvu,
+            dead_fraction=member.follows.dead_fraction,
         )
         for member in group.members
     )

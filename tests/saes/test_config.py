@@ -54,8 +54,11 @@ def test_round_trips_through_its_own_dump() -> None:
     assert SAEConfig(**original.model_dump()) == original
 
 
-def test_learning_rate_rule_halves_for_four_times_the_latents() -> None:
-    assert config(d_sae=2048).peak_lr == pytest.approx(config(d_sae=512).peak_lr / 2)
+def test_learning_rate_rule() -> None:
+    assert config(k=4, d_sae=400, batch_size=1024).peak_lr == pytest.approx(0.006)
+    assert config(k=4, d_sae=1600, batch_size=1024).peak_lr == pytest.approx(0.003)
+    assert config(k=4, d_sae=400, batch_size=256).peak_lr == pytest.approx(0.0015)
+    assert config(k=400, d_sae=400, batch_size=1024).peak_lr == 0.02
     assert config(lr=0.5).peak_lr == 0.5
 
 
