@@ -16,6 +16,7 @@ from interp import ladder
 from interp.errors import UserError
 
 About = Literal["all", "contextual"]
+KRule = Literal["fvu", "constant", "proportional"]
 
 
 class StudyConfig(BaseModel):
@@ -54,12 +55,18 @@ class StudyConfig(BaseModel):
     streams: tuple[About, ...] = ("contextual",)
     primary_stream: About = "contextual"
     d_sae_per_d_model: tuple[int, ...] = (4,)
-    """Dictionary sizes at the primary layer; the first is the one used for other layers."""
+    """Dictionary sizes of the primary stream at the primary layer; everywhere else the first."""
     n_seeds: int = Field(default=3, ge=2, le=16)
-    target_fvu: float = Field(default=0.2, gt=0, lt=1)
+    target_fvu: float = Field(default=0.3, gt=0, lt=1)
+    """k is what reaches it. At 0.3 models and random twins of every ladder width need less than
+    the largest k allowed, d_model / 4; at 0.2 most would stop at that limit."""
     pilot_ks: tuple[int, ...] = (2, 4, 8, 16, 32)
+    other_k_rules: tuple[KRule, ...] = ()
+    """Sensitivity to k, at the primary layer, stream and first size: beside the k that reaches
+    `target_fvu`, a constant one (`constant_k`) or one in proportion (d_model / 8)."""
+    constant_k: int = Field(default=8, ge=1)
     check_convergence: bool = True
-    """Train every SAE a second time on half the tokens, and compare."""
+    """Branch off every SAE a second one that ends at half the tokens, and compare."""
 
     chunk_tokens: int = Field(default=65_536, ge=1_024)
     seed: int = Field(default=0, ge=0)
@@ -81,6 +88,8 @@ class StudyConfig(BaseModel):
             )
         if not self.d_sae_per_d_model or min(self.d_sae_per_d_model) < 1:
             raise ValueError("d_sae_per_d_model needs at least one multiple of 1 or more")
+        if "fvu" in self.other_k_rules or len(set(self.other_k_rules)) != len(self.other_k_rules):
+            raise ValueError("other_k_rules may hold constant and proportional, each once")
         if not self.pilot_ks or min(self.pilot_ks) < 1:
             raise ValueError("pilot_ks needs at least one k of 1 or more")
         return self
@@ -115,8 +124,9 @@ PRESETS: dict[str, StudyConfig] = {
         models=tuple(ladder.names()) or _ladder(_QUICK_WIDTHS),
         twins=tuple(ladder.names()) or _ladder(_QUICK_WIDTHS),
         streams=("contextual", "all"),
-        d_sae_per_d_model=(8, 4, 16, 32),
+        d_sae_per_d_model=(4, 8),
         other_layers=True,
+        other_k_rules=("constant", "proportional"),
         n_seeds=5,
         means_tokens=2_097_152,
         sae_tokens=8_388_608,

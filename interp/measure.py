@@ -28,13 +28,15 @@ from interp.models import Model, load
 from interp.packing import choose_k
 from interp.progress import Progress
 from interp.run import CONTEXTUAL, RunFolder, folder_name, write_json, write_table
-from interp.spots import Spot, sae_cost, spots
+from interp.spots import Spot, fixed_k, largest_k, sae_cost, spots
 from interp.tokens import Split, TokenBlocks, tokens
-from saes.config import SAEConfig
+from saes.config import MAX_DEAD_AFTER_TOKENS, SAEConfig
 from saes.metrics import evaluate
 from saes.sae import SAE
 
 CHECKPOINT_SECONDS = 120.0
+WARM_UP = 0.05
+"""Share of an SAE's tokens over which its learning rate rises."""
 Pilot = dict[str, Any]
 Means = Mapping[int, ContextualMeans]
 """Token and position means by layer."""
@@ -176,6 +178,7 @@ class Measurement:
                 "hook_point": spot.hook_point,
                 "about": spot.about,
                 "d_sae": spot.d_sae,
+                "k_rule": spot.k_rule,
             }
             rows += [self._row(**(row | place)) for row in found]
         return rows
@@ -263,30 +266,39 @@ class Measurement:
     def _pilots(
         self, model: Model, blocks: TokenBlocks, means: Means, groups: list[Spot]
     ) -> dict[Spot, Pilot]:
-        """The k of every group by the FVU rule of SCIENCE section 4, from one-seed pilots."""
+        """The k of every group: by the FVU rule (SCIENCE section 4) from one-seed pilots, or fixed.
+
+        The fixed ones are there to see what the rule changes; their FVU is what it is.
+        """
         file = self.work / "pilots.json"
-        k_max = max(1, model.d_model // 4)
+        k_max = largest_k(model.d_model)
         ks = [k for k in self.config.pilot_ks if k <= k_max] or [k_max]
+        by_fvu = [spot for spot in groups if spot.k_rule == "fvu"]
         if not file.exists():
             n_tokens = self.config.pilot_tokens
             configs = [
                 self._sae_config(model, spot, k, seed=0, n_tokens=n_tokens)
-                for spot in groups
+                for spot in by_fvu
                 for k in ks
             ]
             fitted = iter(self._run_training("pilots,", model, blocks, means, configs, None))
             held_out = self._blocks(model, self.config.held_out_tokens // 2, "held_out")
             found = []
-            for spot in groups:
+            for spot in by_fvu:
                 held = HeldOut.of(model, held_out, spot, means.get(spot.layer))
                 fvus = [evaluate(next(fitted), [held.x]).fvu for _ in ks]
                 k, reached = choose_k(ks, fvus, self.config.target_fvu, k_max)
                 found.append({"ks": ks, "fvus": fvus, "k": k, "reached": reached})
             write_json(file, found)
-        return dict(zip(groups, json.loads(file.read_text()), strict=True))
+        pilots = dict(zip(by_fvu, json.loads(file.read_text()), strict=True))
+        for spot in groups:
+            if spot.k_rule != "fvu":
+                k = fixed_k(self.config, spot.k_rule, model.d_model)
+                pilots[spot] = {"ks": [], "fvus": [], "k": k, "reached": False}
+        return pilots
 
     def _sae_config(
-        self, model: Model, spot: Spot, k: int, *, seed: int, n_tokens: int
+        self, model: Model, spot: Spot, k: int, *, seed: int, n_tokens: int, **schedule: Any
     ) -> SAEConfig:
         return SAEConfig(
             d_in=model.d_model,
@@ -295,26 +307,41 @@ class Measurement:
             hook_point=spot.stream,
             seed=self.config.seed * 1000 + seed,
             n_tokens=n_tokens,
+            **schedule,
         )
 
     def _train(
         self, model: Model, blocks: TokenBlocks, means: Means, pilots: Mapping[Spot, Pilot]
     ) -> dict[tuple[Spot, str], list[SAE]]:
         """Seeds of every group, on all tokens (`main`, kept) and on half of them (`half`)."""
-        roles = {"main": self.config.sae_tokens}
+        total = self.config.sae_tokens
+        # The same warm-up and dead threshold in tokens: so a half branches off its main run.
+        dead_after = max(1, min(MAX_DEAD_AFTER_TOKENS, total // 20))
+        schedules: dict[str, dict[str, Any]] = {
+            "main": {"n_tokens": total, "lr_warmup_fraction": WARM_UP}
+        }
         if self.config.check_convergence:
-            roles["half"] = self.config.sae_tokens // 2
+            schedules["half"] = {"n_tokens": total // 2, "lr_warmup_fraction": 2 * WARM_UP}
         plan = [
-            (spot, role, self._sae_config(model, spot, pilot["k"], seed=seed, n_tokens=n_tokens))
+            (
+                spot,
+                role,
+                self._sae_config(
+                    model, spot, pilot["k"], seed=seed, dead_after_tokens=dead_after, **schedule
+                ),
+            )
             for spot, pilot in pilots.items()
-            for role, n_tokens in roles.items()
+            for role, schedule in schedules.items()
             for seed in range(self.config.n_seeds)
         ]
-        configs = [config for _, _, config in plan]
+        # Two rules that agree on k need one set of SAEs.
+        configs = list(dict.fromkeys(config for _, _, config in plan))
         checkpoints = self.work / "training"
-        trained = self._run_training("training", model, blocks, means, configs, checkpoints)
+        fitted = self._run_training("training", model, blocks, means, configs, checkpoints)
+        trained = dict(zip(configs, fitted, strict=True))
         grouped: dict[tuple[Spot, str], list[SAE]] = {}
-        for (spot, role, config), sae in zip(plan, trained, strict=True):
+        for spot, role, config in plan:
+            sae = trained[config]
             grouped.setdefault((spot, role), []).append(sae)
             if role == "main":
                 saes.save(sae, self.folder.sae(self.name, self.control, spot.stream, config.name))

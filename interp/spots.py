@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from interp.config import About, StudyConfig
+from interp.config import About, KRule, StudyConfig
 from interp.hook_points import HookPoint
 from interp.run import CONTEXTUAL
 
 
 @dataclass(frozen=True)
 class Spot:
-    """Where one group of SAEs sits: a layer, a stream, a dictionary size."""
+    """Where one group of SAEs sits: a layer, a stream, a dictionary size, a rule for k."""
 
     layer: int
     about: About
     d_sae: int
+    k_rule: KRule = "fvu"
 
     @property
     def hook_point(self) -> str:
@@ -37,19 +38,34 @@ def primary_layer(config: StudyConfig, n_layers: int) -> int:
 def spots(config: StudyConfig, d_model: int, n_layers: int) -> list[Spot]:
     """All groups of SAEs for a model of this shape, the primary layer first."""
     primary = primary_layer(config, n_layers)
+    first = config.d_sae_per_d_model[0] * d_model
     found = [
-        Spot(primary, about, multiple * d_model)
-        for about in config.streams
+        Spot(primary, config.primary_stream, multiple * d_model)
         for multiple in config.d_sae_per_d_model
+    ]
+    found += [Spot(primary, config.primary_stream, first, rule) for rule in config.other_k_rules]
+    found += [
+        Spot(primary, about, first) for about in config.streams if about != config.primary_stream
     ]
     if config.other_layers:
         found += [
-            Spot(layer, about, config.d_sae_per_d_model[0] * d_model)
+            Spot(layer, about, first)
             for layer in range(n_layers)
             if layer != primary
             for about in config.streams
         ]
     return found
+
+
+def largest_k(d_model: int) -> int:
+    """k <= d_model / 4, whatever rule sets it (SCIENCE section 4)."""
+    return max(1, d_model // 4)
+
+
+def fixed_k(config: StudyConfig, rule: KRule, d_model: int) -> int:
+    """The k of a rule that needs no pilots."""
+    wanted = config.constant_k if rule == "constant" else round(d_model / 8)
+    return min(max(1, wanted), largest_k(d_model))
 
 
 def sae_cost(d_in: int, d_sae: int) -> float:
@@ -60,9 +76,10 @@ def sae_cost(d_in: int, d_sae: int) -> float:
 def expected_work(config: StudyConfig, d_model: int, n_layers: int) -> float:
     """Relative cost of one model's measurement, for the progress line (about seconds)."""
     total = 0.0
-    ks = [k for k in config.pilot_ks if k <= max(1, d_model // 4)]
+    ks = [k for k in config.pilot_ks if k <= largest_k(d_model)]
     for spot in spots(config, d_model, n_layers):
         per_token = sae_cost(d_model, spot.d_sae)
         main = config.n_seeds * config.sae_tokens * (1.5 if config.check_convergence else 1.0)
-        total += per_token * (main + len(ks) * config.pilot_tokens)
+        pilots = len(ks) * config.pilot_tokens if spot.k_rule == "fvu" else 0
+        total += per_token * (main + pilots)
     return total + 2e-5 * config.loss_tokens

@@ -17,8 +17,8 @@ from interp.packing import saturation
 from interp.scaling import Parameter, fit_power_law
 
 COLUMNS = (
-    "model", "family", "arm", "control", "d_model", "layer", "hook_point", "about", "d_sae", "k",
-    "seed", "role", "quantity", "value", "ci_low", "ci_high", "note",
+    "model", "family", "arm", "control", "d_model", "layer", "hook_point", "about", "d_sae",
+    "k_rule", "k", "seed", "role", "quantity", "value", "ci_low", "ci_high", "note",
 )  # fmt: skip
 Z_95 = 1.959964
 TWIN = "random_init"
@@ -34,7 +34,7 @@ def tidy(rows: pd.DataFrame, facts: list[dict[str, Any]]) -> pd.DataFrame:
         frame[column] = frame[column].astype("Int64")
     for column in ("value", "ci_low", "ci_high"):
         frame[column] = frame[column].astype("float64")
-    keys = ["d_model", "model", "control", "layer", "about", "d_sae", "role", "k", "seed"]
+    keys = ["d_model", "model", "control", "layer", "about", "d_sae", "k_rule", "role", "k", "seed"]
     return frame.sort_values([*keys, "quantity"], na_position="first", kind="stable").reset_index(
         drop=True
     )
@@ -48,9 +48,10 @@ def summarise(
 ) -> dict[str, Any]:
     """The contract's `summary.json`, less what only the run knows (command, time, headline)."""
     facts = sorted(facts, key=lambda f: (f["d_model"], f["name"]))
-    packing = _packing(results, facts, config)
+    packing = _packing(results[results["k_rule"] == "fvu"], facts, config)
     primary = {
-        "estimator": "saturation" if len(config.d_sae_per_d_model) >= 4 else "reproducible",
+        # Of several sizes the largest converged count is a bound even where N is not identified.
+        "estimator": "saturation" if len(config.d_sae_per_d_model) > 1 else "reproducible",
         "about": config.primary_stream,
         "layer_fraction": _primary_fraction(packing, config),
         "d_sae_per_d_model": config.d_sae_per_d_model[0],
@@ -65,6 +66,7 @@ def summarise(
         "primary": primary,
         "models": [_model(f) for f in facts],
         "packing": packing,
+        "sensitivity": _sensitivity(results, facts, config),
         "exponent": exponent,
         "correlation": [_correlation(chosen, facts, config, primary)],
         "scaling": scaling,
@@ -132,7 +134,6 @@ def _packing(
     results: pd.DataFrame, facts: list[dict[str, Any]], config: StudyConfig
 ) -> list[dict[str, Any]]:
     """One record per model, layer, stream, size and estimator; the twin's stands inside it."""
-    n_layers = {f["name"]: f["n_layers"] for f in facts}
     cells: dict[Any, _Cell] = {
         key: _Cell(group)
         for key, group in results[results["d_sae"].notna()].groupby(
@@ -147,13 +148,7 @@ def _packing(
             place.append((d_sae, {}))
         place[-1][1][control] = cell
     for (d_model, model, layer, about), sizes in by_place.items():
-        where = {
-            "model": model,
-            "layer": int(layer),
-            "layer_fraction": (int(layer) + 1) / n_layers[model],
-            "hook_point": f"blocks.{layer}.hook_resid_post",
-            "about": about,
-        }
+        where = _where(facts, model, int(layer), about)
         for d_sae, by_control in sizes:
             if "trained" not in by_control:
                 continue
@@ -166,12 +161,49 @@ def _packing(
                 )
                 assert own is not None
                 records.append(where | _record(own, twin))
-        if len(sizes) >= 4:
+        if len(sizes) > 1:
             own, twin = (
                 _saturation(sizes, control, int(d_model), config) for control in ("trained", TWIN)
             )
             if own is not None:
                 records.append(where | _record(own, twin))
+    return records
+
+
+def _where(facts: list[dict[str, Any]], model: str, layer: int, about: str) -> dict[str, Any]:
+    n_layers = next(f["n_layers"] for f in facts if f["name"] == model)
+    return {
+        "model": model,
+        "layer": layer,
+        "layer_fraction": (layer + 1) / n_layers,
+        "hook_point": f"blocks.{layer}.hook_resid_post",
+        "about": about,
+    }
+
+
+def _sensitivity(
+    results: pd.DataFrame, facts: list[dict[str, Any]], config: StudyConfig
+) -> list[dict[str, Any]]:
+    """S_>=2 under every rule for k, where a rule beside the primary one was run."""
+    counted = results[results["d_sae"].notna()]
+    place = ["d_model", "model", "layer", "about", "d_sae"]
+    cells: dict[Any, dict[str, _Cell]] = {}
+    for (*at, rule, control), group in counted.groupby([*place, "k_rule", "control"], sort=True):
+        cells.setdefault((*at, rule), {})[str(control)] = _Cell(group)
+    places = {at[:-1] for at in cells if at[-1] != "fvu"}
+    records = []
+    for (d_model, model, layer, about, d_sae, rule), by_control in cells.items():
+        if (d_model, model, layer, about, d_sae) not in places or "trained" not in by_control:
+            continue
+        own, twin = (
+            cell.estimate("reproducible", int(d_model), int(d_sae), config.n_seeds)
+            if cell is not None
+            else None
+            for cell in (by_control["trained"], by_control.get(TWIN))
+        )
+        assert own is not None
+        where = _where(facts, str(model), int(layer), str(about))
+        records.append(where | {"k_rule": rule} | _record(own, twin))
     return records
 
 

@@ -20,11 +20,18 @@ TWIN_BESIDE = 1.035
 def all_figures(summary: Summary) -> dict[str, Figure]:
     """Every figure that the run has numbers for, by name, in the order of the page."""
     rows = summary.drawn_rows
-    raw = [row for row in _beside(summary, rows, about="all") if summary.about != "all"]
-    # The profiles follow the plain count: saturation has one number for all sizes together.
+    layers = {(row.model.name, row.layer) for row in rows}
+    # The rest follows the plain count: saturation has one number for all sizes together, and the
+    # raw stream is measured at one size.
     plain = [r for r in summary.packing if r.estimator == "reproducible"]
     stream = [row for row in plain if row.about == summary.about]
-    layers = {(row.model.name, row.layer) for row in rows}
+    raw = [
+        row
+        for row in plain
+        if (row.model.name, row.layer) in layers
+        and _at_primary_size(row, summary)
+        and row.about == "all" != summary.about
+    ]
     drawn = (
         packing_against_loss(rows),
         loss_against_width(summary.models, summary.scaling),
@@ -153,17 +160,6 @@ def packing_against_width(rows: Sequence[PackingRow], exponent: Exponent | None)
             height=360,
         ),
     )
-
-
-def _beside(summary: Summary, rows: Sequence[PackingRow], *, about: str) -> list[PackingRow]:
-    """The same models, layers and estimator on another stream; the same D where D is one."""
-
-    def place(row: PackingRow) -> tuple[object, ...]:
-        size = None if row.estimator == "saturation" else row.d_sae
-        return row.model.name, row.layer, row.estimator, size
-
-    places = {place(row) for row in rows}
-    return [row for row in summary.packing if row.about == about and place(row) in places]
 
 
 def _at_primary_size(row: PackingRow, summary: Summary) -> bool:

@@ -32,6 +32,7 @@ from interp.report.tables import (
     dictionary_table,
     packing_table,
     record_table,
+    sensitivity_table,
 )
 from interp.report.theme import dark, light
 from interp.report.wording import duration, in_prose, listed, plural, size, span, whole
@@ -86,6 +87,7 @@ def render(run: RunRecords, drawn: Mapping[str, Figure], vectors: Mapping[str, s
         scaling=_scaling_lines(summary),
         primary_table=packing_table(primary) if primary else None,
         rest_table=packing_table(rest) if rest else None,
+        sensitivity_table=sensitivity_table(summary.sensitivity),
         dictionary_table=dictionary_table(run.results),
         ablation=ablation_note(run.results),
         correlation_table=correlation_table(summary),

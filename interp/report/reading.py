@@ -72,6 +72,7 @@ def read_summary(data: Mapping[str, Any]) -> Summary:
         warnings=tuple(str(text) for text in data.get("warnings") or ()),
         command=data.get("command"),
         wall_time_seconds=number(data.get("wall_time_seconds")),
+        sensitivity=tuple(_packing(record, by_name) for record in data.get("sensitivity") or ()),
     )
 
 
@@ -150,6 +151,7 @@ def _packing(record: Mapping[str, Any], models: Mapping[str, ModelRecord]) -> Pa
         censored=bool(censored),
         reason=record.get("reason"),
         calibration=str(record.get("calibration") or "uncalibrated"),
+        k_rule=str(record.get("k_rule") or "fvu"),
     )
 
 

@@ -78,6 +78,8 @@ class PackingRow:
     """The value is the largest count seen, and nothing bounds it from above."""
     reason: str | None
     calibration: str
+    k_rule: str = "fvu"
+    """What set k: the FVU of the primary protocol, or "constant" or "proportional" beside it."""
 
     @property
     def counts(self) -> bool:
@@ -164,6 +166,8 @@ class Summary:
     warnings: tuple[str, ...]
     command: str | None
     wall_time_seconds: float | None
+    sensitivity: tuple[PackingRow, ...] = ()
+    """The primary count under other rules for k, with the primary rule among them."""
 
     @property
     def primary_rows(self) -> tuple[PackingRow, ...]:

@@ -72,6 +72,41 @@ def packing_table(rows: Sequence[PackingRow]) -> Table:
     return _folded(tuple(columns), body, foldable, tuple(not row.counts for row in rows))
 
 
+K_RULES = {
+    "fvu": "reaches the target FVU",
+    "constant": "the same at every width",
+    "proportional": "an eighth of the width",
+}
+
+
+def sensitivity_table(rows: Sequence[PackingRow]) -> Table | None:
+    """The count under every rule for k, one line per model and rule; None if one rule was run."""
+    if len({row.k_rule for row in rows}) < 2:
+        return None
+    columns = {
+        "Model": lambda r: r.model.name,
+        "k": lambda r: whole(r.k),
+        "Rule for k": lambda r: K_RULES.get(r.k_rule, r.k_rule),
+        "FVU": lambda r: significant(r.fvu),
+        "Per dimension [95%]": lambda r: with_interval(r.per_dim),
+        "Untrained twin [95%]": _twin,
+        "Converged": lambda r: verdict(r.converged),
+        "D": lambda r: whole(r.d_sae),
+    }
+    order = list(K_RULES)
+    # By width, and the primary rule before the others.
+    ordered = sorted(
+        rows,
+        key=lambda r: (
+            r.model.d_model or 0,
+            r.model.name,
+            order.index(r.k_rule) if r.k_rule in order else len(order),
+        ),
+    )
+    body = [tuple(cell(row) for cell in columns.values()) for row in ordered]
+    return _folded(tuple(columns), body, set(), tuple(not row.counts for row in ordered))
+
+
 def dictionary_table(results: pd.DataFrame | None) -> Table | None:
     """FVU, L0, dead latents and CE losses, averaged over seeds; None if nothing was measured.
 

@@ -208,6 +208,8 @@ def test_profiles_follow_the_plain_count_whatever_the_primary_is() -> None:
     assert "packing_by_depth" in found
     assert "packing_against_width_all" in found
     assert 3.5 not in {point["y"] for point in symbols(found["packing_by_depth"])}
+    raw = {p["y"] for p in symbols(found["packing_against_width_all"]) if p["kind"] in KINDS[:2]}
+    assert sorted(raw) == pytest.approx(sorted(1.9 * v for v in report_run.CONTEXTUAL.values()))
 
 
 def test_where_no_primary_count_has_a_number_the_plain_counts_are_drawn() -> None:

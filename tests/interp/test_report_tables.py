@@ -11,6 +11,7 @@ from interp.report.tables import (
     dictionary_table,
     packing_table,
     record_table,
+    sensitivity_table,
 )
 
 
@@ -29,6 +30,29 @@ def test_primary_counts_say_once_what_never_changes() -> None:
     assert column(table, "D") == ["256", "384", "512", "768", "1,024", "1,280", "1,536", "2,048"]
     assert column(table, "Per dimension [95%]")[0] == "1.83 [1.70, 1.94]"
     assert column(table, "Per dimension [95%]")[-1] == "2.86 [2.66, …)"
+
+
+def test_the_sensitivity_to_k_lists_the_primary_rule_first() -> None:
+    data = report_run.summary()
+    own = [report_run.packing_record(w) | {"k_rule": "fvu", "k": w // 10} for w in (64, 32)]
+    other = [report_run.packing_record(w) | {"k_rule": "proportional", "k": w // 8} for w in (32,)]
+    data["sensitivity"] = other + own
+    table = sensitivity_table(read_summary(data).sensitivity)
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["ladder/d032", "ladder/d032", "ladder/d064"]
+    assert column(table, "Rule for k") == [
+        "reaches the target FVU",
+        "an eighth of the width",
+        "reaches the target FVU",
+    ]
+    assert column(table, "k") == ["3", "4", "6"]
+
+
+def test_one_rule_for_k_needs_no_table() -> None:
+    data = report_run.summary()
+    assert sensitivity_table(read_summary(data).sensitivity) is None
+    data["sensitivity"] = [report_run.packing_record(32)]
+    assert sensitivity_table(read_summary(data).sensitivity) is None
 
 
 def test_each_count_says_why_it_may_not_be_believed() -> None:

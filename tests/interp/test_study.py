@@ -10,11 +10,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import saes
 from interp import measure
 from interp.config import StudyConfig
 from interp.errors import UserError
 from interp.run import Run, RunFolder, folder_name, open_run
 from interp.study import run_study
+from saes.config import SAEConfig
+from saes.trunk import trunks
 
 WORDS = ("alpha", "beta", "gamma", "delta", "self.left", "return", "yield", "None", "x += 1")
 
@@ -57,6 +60,8 @@ def config(
         d_sae_per_d_model=(2, 3),
         other_layers=True,
         pilot_ks=(2, 4),
+        other_k_rules=("constant", "proportional"),
+        constant_k=3,
         chunk_tokens=2_048,
         threads=1,
     )
@@ -79,7 +84,9 @@ def test_a_finished_study_has_every_artifact(run: Run, config: StudyConfig) -> N
 
 def test_every_cell_of_the_plan_was_measured(run: Run, config: StudyConfig) -> None:
     counts = run.results[(run.results.quantity == "reproducible") & (run.results.role == "main")]
-    per_model = 2 * 2 + 1 * 2  # streams x sizes at the primary layer, streams at the other
+    # Sizes and two more rules for k on the primary stream, one size on the other; then the streams
+    # of the other layer.
+    per_model = 2 + 2 + 1 + 2
     trained = counts[counts.control == "trained"]
     twins = counts[counts.control == "random_init"]
     assert len(trained) == per_model * len(config.models)
@@ -92,7 +99,11 @@ def test_every_cell_of_the_plan_was_measured(run: Run, config: StudyConfig) -> N
 
 def test_the_kept_saes_are_those_of_the_main_role(run: Run, config: StudyConfig) -> None:
     kept = run.saes(config.models[0])
-    assert len(kept) == 6 * config.n_seeds
+    # One set of SAEs where two rules give the same k.
+    main = run.results[(run.results.role == "main") & (run.results.control == "trained")]
+    counted = main[(main.quantity == "reproducible") & (main.model == config.models[0])]
+    distinct = counted[["layer", "about", "d_sae", "k"]].drop_duplicates()
+    assert len(kept) == len(distinct) * config.n_seeds
     name, sae = next(iter(kept.items()))
     assert name.startswith("blocks.")
     assert sae.d_in == 16
@@ -113,6 +124,40 @@ def test_the_summary_keeps_the_contract(run: Run, config: StudyConfig) -> None:
     assert {r["model"] for r in with_twin} == {config.models[0]}
     assert any("preview" in w for w in summary["warnings"])
     assert summary["headline"]
+
+
+def test_a_half_run_shares_the_steps_of_its_main_run(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What makes the check of convergence cheap; nobody would notice its loss otherwise."""
+    seen: list[SAEConfig] = []
+
+    def note(_: object, configs: list[SAEConfig], **__: object) -> None:
+        seen.extend(configs)
+        raise KeyboardInterrupt
+
+    original = saes.train
+    calls = iter([original, note])
+    monkeypatch.setattr(saes, "train", lambda *a, **k: next(calls)(*a, **k))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(config, tmp_path / "out", quiet=True)
+    halves = [number for number, c in enumerate(seen) if c.n_tokens == config.sae_tokens // 2]
+    assert len(halves) == len(seen) // 2
+    assert set(trunks(seen)) == set(halves)
+
+
+def test_the_sensitivity_to_k_stands_beside_the_rule(run: Run, config: StudyConfig) -> None:
+    rows = pd.DataFrame(run.summary["sensitivity"])
+    assert set(rows.k_rule) == {"fvu", "constant", "proportional"}
+    assert len(rows) == 3 * len(config.models)
+    assert set(rows.about) == {"contextual"}
+    first = rows[rows.model == config.models[0]].set_index("k_rule")
+    assert first.k["constant"] == 3
+    assert first.k["proportional"] == 2
+    assert first.controls.map(len).eq(1).all()
+    packing = pd.DataFrame(run.summary["packing"])
+    own = packing[(packing.model == config.models[0]) & (packing.estimator == "reproducible")]
+    assert len(own) == 2 + 1 + 2, "the other rules enter nothing"
 
 
 def test_the_same_line_again_redoes_nothing(
@@ -181,7 +226,18 @@ def test_a_resumed_run_keeps_its_thread_count(run: Run, config: StudyConfig) -> 
 
 
 def test_results_have_no_row_twice(run: Run) -> None:
-    keys = ["model", "control", "layer", "about", "d_sae", "k", "seed", "role", "quantity"]
+    keys = [
+        "model",
+        "control",
+        "layer",
+        "about",
+        "d_sae",
+        "k_rule",
+        "k",
+        "seed",
+        "role",
+        "quantity",
+    ]
     assert not run.results.duplicated(keys).any()
     assert isinstance(run.results, pd.DataFrame)
 

@@ -50,7 +50,8 @@ def rows(
     for name, width in zip(NAMES, WIDTHS, strict=True):
         count = scale * width**beta
         base = {"model": name, "control": control, "layer": 1, "about": "contextual",
-                "hook_point": "blocks.1.hook_resid_post", "d_sae": multiple * width, "k": 8,
+                "hook_point": "blocks.1.hook_resid_post", "d_sae": multiple * width,
+                "k_rule": "fvu", "k": 8,
                 "role": "main", "seed": None}  # fmt: skip
         quantities = {
             "reproducible": count, "reproducible_se": 0.02 * count, "converged": 1.0,
