@@ -51,8 +51,9 @@ class StudyConfig(BaseModel):
     primary_layer_fraction: float = Field(default=0.5, gt=0, le=1)
     """Depth of the primary layer: after this share of the blocks."""
     other_layers: bool = False
-    """Measure the layers beside the primary one too, at the first of `d_sae_per_d_model`."""
+    """Measure the layers beside the primary one too, on the primary stream at the first size."""
     streams: tuple[About, ...] = ("contextual",)
+    """Streams at the primary layer; a second one is measured at the first size."""
     primary_stream: About = "contextual"
     d_sae_per_d_model: tuple[int, ...] = (4,)
     """Dictionary sizes of the primary stream at the primary layer; everywhere else the first."""

@@ -19,6 +19,8 @@ from interp.errors import UserError
 CONFIG = "config.resolved.yaml"
 CONTEXTUAL = ".contextual"
 """Ends the name of a stream whose token and position means were removed."""
+MAY_GROW = ("models", "twins", "loss_only_models")
+"""A finished study takes more of these: each model is measured on its own."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,10 @@ class RunFolder:
     def claim(self, config: StudyConfig) -> StudyConfig:
         """Make the folder this study's, or confirm that it is. Returns the config it runs under.
 
-        A run that is being resumed keeps the thread count it began with. Raises UserError when the
-        folder holds another study or someone else's files; nothing is written then.
+        A run that is being resumed keeps the thread count it began with. The same study with more
+        models is taken too: what is measured stays, and the caller writes the config with the
+        results. Raises UserError when the folder holds another study or someone else's files;
+        nothing is written then.
         """
         path = self.root / CONFIG
         if path.exists():
@@ -44,6 +48,9 @@ class RunFolder:
                 for field in StudyConfig.model_fields
                 if getattr(held, field) != getattr(wanted, field)
             ]
+            grown = [f for f in MAY_GROW if set(getattr(wanted, f)) > set(getattr(held, f))]
+            if grown and set(differing) <= {*grown, "preset"}:
+                return wanted
             if differing:
                 field = differing[0]
                 raise UserError(

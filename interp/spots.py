@@ -49,10 +49,9 @@ def spots(config: StudyConfig, d_model: int, n_layers: int) -> list[Spot]:
     ]
     if config.other_layers:
         found += [
-            Spot(layer, about, first)
+            Spot(layer, config.primary_stream, first)
             for layer in range(n_layers)
             if layer != primary
-            for about in config.streams
         ]
     return found
 

@@ -24,7 +24,7 @@ from interp.measure import Measurement
 from interp.models import load
 from interp.progress import Progress
 from interp.report import headline, write_report
-from interp.run import Run, RunFolder, open_run, write_json, write_table
+from interp.run import CONFIG, Run, RunFolder, open_run, write_json, write_table, write_text
 from interp.spots import expected_work
 from interp.summary import summarise, tidy
 
@@ -65,6 +65,7 @@ def run_study(
     progress.at("fits and report")
     seconds = _add_seconds(folder, time.monotonic() - started)
     facts = [m.facts() for m in measurements if m.control == "trained"]
+    write_text(folder.root / CONFIG, config.to_yaml())
     results = tidy(pd.concat([pd.read_parquet(m.rows_file) for m in measurements]), facts)
     write_table(folder.root / "results.parquet", results)
     command = command or f"interp study {config.preset}"

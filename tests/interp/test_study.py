@@ -84,9 +84,8 @@ def test_a_finished_study_has_every_artifact(run: Run, config: StudyConfig) -> N
 
 def test_every_cell_of_the_plan_was_measured(run: Run, config: StudyConfig) -> None:
     counts = run.results[(run.results.quantity == "reproducible") & (run.results.role == "main")]
-    # Sizes and two more rules for k on the primary stream, one size on the other; then the streams
-    # of the other layer.
-    per_model = 2 + 2 + 1 + 2
+    # Sizes and two more rules for k on the primary stream; the other stream; the other layer.
+    per_model = 2 + 2 + 1 + 1
     trained = counts[counts.control == "trained"]
     twins = counts[counts.control == "random_init"]
     assert len(trained) == per_model * len(config.models)
@@ -157,7 +156,7 @@ def test_the_sensitivity_to_k_stands_beside_the_rule(run: Run, config: StudyConf
     assert first.controls.map(len).eq(1).all()
     packing = pd.DataFrame(run.summary["packing"])
     own = packing[(packing.model == config.models[0]) & (packing.estimator == "reproducible")]
-    assert len(own) == 2 + 1 + 2, "the other rules enter nothing"
+    assert len(own) == 2 + 1 + 1, "the other rules enter nothing"
 
 
 def test_the_same_line_again_redoes_nothing(
@@ -204,6 +203,27 @@ def test_a_folder_of_another_study_is_left_alone(run: Run, config: StudyConfig) 
     with pytest.raises(UserError, match=r"another study \(n_seeds is 3 there, 4 here\)"):
         run_study(other, run.path, quiet=True)
     assert sorted(p.name for p in run.path.iterdir()) == before
+
+
+def test_a_study_grows_by_a_model_and_measures_only_that(
+    run: Run, config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fewer = config.model_copy(update={"models": config.models[:3], "preset": "tiny (changed)"})
+    out = run_study(fewer, tmp_path / "grown", quiet=True).path
+    measured = []
+    original = measure.Measurement._sae_rows
+
+    def note(self: measure.Measurement, *args: object) -> object:
+        measured.append((self.name, self.control))
+        return original(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(measure.Measurement, "_sae_rows", note)
+    grown = run_study(config, out, quiet=True)
+    assert measured == [(config.models[3], "trained")]
+    assert grown.config == config
+    assert (out / "results.parquet").read_bytes() == (run.path / "results.parquet").read_bytes()
+    with pytest.raises(UserError, match="another study"):
+        run_study(fewer, out, quiet=True)
 
 
 def test_a_folder_with_other_files_is_left_alone(config: StudyConfig, tmp_path: Path) -> None:
