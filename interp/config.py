@@ -129,6 +129,7 @@ PRESETS: dict[str, StudyConfig] = {
         other_layers=True,
         other_k_rules=("constant", "proportional"),
         n_seeds=5,
+        loss_tokens=1_048_576,
         means_tokens=2_097_152,
         sae_tokens=8_388_608,
         held_out_tokens=262_144,
