@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -66,6 +69,23 @@ class RunFolder:
         self.root.mkdir(parents=True, exist_ok=True)
         write_text(path, resolved.to_yaml())
         return resolved
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; the system lets go of it however the process ends.
+
+        Raises UserError where another process works in it: two would overwrite each other.
+        """
+        path = self.root / "work" / ".lock"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{self.root}: another process is working on this study; wait for it or stop it"
+                ) from None
+            yield
 
     def work(self, model: str, control: str) -> Path:
         """Folder of what one model's measurement has finished so far."""

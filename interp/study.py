@@ -10,6 +10,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pandas as pd
 import torch
 
 from interp.config import StudyConfig
-from interp.corpora import load_text
+from interp.corpora import Corpus, load_text
 from interp.errors import UserError
 from interp.measure import Measurement
 from interp.models import load
@@ -46,29 +47,46 @@ def run_study(
     shapes = _check_models(config)
     corpus = load_text(config.text)
     config = folder.claim(config)
-    torch.set_num_threads(config.threads)
-    started = time.monotonic()
-    work = {
-        part: expected_work(config, *shapes[part[0]]) if part[2] else 2e-5 * config.loss_tokens
-        for part in parts
-    }
-    progress = Progress(sum(work.values()), quiet=quiet)
-    measurements = []
-    for part in parts:
-        name, control, with_saes = part
-        measurement = Measurement(config, name, control, corpus, folder, progress)
-        measurements.append(measurement)
-        if measurement.finished:
-            progress.skip(work[part])
-            continue
-        measurement.run(with_saes=with_saes)
-    progress.at("fits and report")
-    seconds = _add_seconds(folder, time.monotonic() - started)
+    with folder.locked():
+        torch.set_num_threads(config.threads)
+        work = {
+            part: expected_work(config, *shapes[part[0]]) if part[2] else 2e-5 * config.loss_tokens
+            for part in parts
+        }
+        progress = Progress(sum(work.values()), quiet=quiet)
+        measurements = []
+        for part, expected in work.items():
+            name, control, with_saes = part
+            measurement = Measurement(config, name, control, corpus, folder, progress)
+            measurements.append(measurement)
+            if measurement.finished:
+                progress.skip(expected)
+                continue
+            started = time.monotonic()
+            try:
+                measurement.run(with_saes=with_saes)
+            finally:
+                _add_seconds(folder, time.monotonic() - started)
+        progress.at("fits and report")
+        command = command or f"interp study {config.preset}"
+        seconds = _write_results(config, folder, measurements, corpus, command)
+        progress.close(f"done; measuring took {seconds / 60:.1f} minutes")
+    return open_run(folder.root)
+
+
+def _write_results(
+    config: StudyConfig,
+    folder: RunFolder,
+    measurements: Sequence[Measurement],
+    corpus: Corpus,
+    command: str,
+) -> float:
+    """Tables, fits and report from finished measurements; the seconds that those took."""
+    seconds = _add_seconds(folder, 0)
     facts = [m.facts() for m in measurements if m.control == "trained"]
     write_text(folder.root / CONFIG, config.to_yaml())
     results = tidy(pd.concat([pd.read_parquet(m.rows_file) for m in measurements]), facts)
     write_table(folder.root / "results.parquet", results)
-    command = command or f"interp study {config.preset}"
     summary = summarise(results, facts, config, corpus.warnings)
     summary |= {"command": command, "wall_time_seconds": round(seconds, 1)}
     summary["headline"] = headline(summary)
@@ -78,8 +96,7 @@ def run_study(
         folder.root / "manifest.json", _manifest(config, corpus.sha256, measurements, seconds)
     )
     write_report(folder.root)
-    progress.close(f"done in {seconds / 60:.1f} minutes")
-    return open_run(folder.root)
+    return seconds
 
 
 def _check_models(config: StudyConfig) -> dict[str, tuple[int, int]]:
@@ -97,7 +114,7 @@ def _check_models(config: StudyConfig) -> dict[str, tuple[int, int]]:
 
 
 def _add_seconds(folder: RunFolder, seconds: float) -> float:
-    """Time of all sittings of this study together."""
+    """Add to the time that this study's measurements took, over all sittings; the new total."""
     file = folder.root / "work" / "seconds"
     total = seconds + (float(file.read_text()) if file.exists() else 0.0)
     file.write_text(f"{total:.1f}\n")
@@ -105,7 +122,7 @@ def _add_seconds(folder: RunFolder, seconds: float) -> float:
 
 
 def _manifest(
-    config: StudyConfig, text_sha256: str, measurements: list[Measurement], seconds: float
+    config: StudyConfig, text_sha256: str, measurements: Sequence[Measurement], seconds: float
 ) -> dict[str, Any]:
     """What else the result depends on, and what it cost."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -226,6 +226,17 @@ def test_a_study_grows_by_a_model_and_measures_only_that(
         run_study(fewer, out, quiet=True)
 
 
+def test_two_processes_do_not_write_one_study(run: Run, config: StudyConfig) -> None:
+    before = (run.path / "summary.json").read_bytes()
+    with (
+        RunFolder(run.path).locked(),
+        pytest.raises(UserError, match="another process is working on this study"),
+    ):
+        run_study(config, run.path, quiet=True)
+    assert (run.path / "summary.json").read_bytes() == before
+    assert run_study(config, run.path, quiet=True).summary == run.summary
+
+
 def test_a_folder_with_other_files_is_left_alone(config: StudyConfig, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="holds no study"):
