@@ -79,9 +79,15 @@ class StudyConfig(BaseModel):
         strangers = set(self.twins) - set(self.models)
         if strangers:
             raise ValueError(f"twins {sorted(strangers)} are not among the models; add them there")
-        for name, names in (("models", self.models), ("d_sae_per_d_model", self.d_sae_per_d_model)):
-            if len(set(names)) != len(names):
-                raise ValueError(f"{name} has an entry twice: {list(names)}; remove one")
+        for name in ("models", "twins", "loss_only_models", "streams", "d_sae_per_d_model"):
+            entries = getattr(self, name)
+            if len(set(entries)) != len(entries):
+                raise ValueError(f"{name} has an entry twice: {list(entries)}; remove one")
+        both = set(self.models) & set(self.loss_only_models)
+        if both:
+            raise ValueError(
+                f"{sorted(both)} are in models and in loss_only_models; keep one of the two"
+            )
         if self.primary_stream not in self.streams:
             raise ValueError(
                 f"primary_stream {self.primary_stream!r} is not in streams {list(self.streams)}; "
@@ -106,11 +112,22 @@ class StudyConfig(BaseModel):
 
 
 _QUICK_WIDTHS = (32, 48, 64, 96, 128)
+_NARROWEST = 32
+"""Below it the null alone matches too much for a trustworthy count (SCIENCE section 4)."""
 
 
 def _ladder(widths: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(f"ladder/d{width:03d}" for width in widths)
 
+
+def _shipped() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Models that get SAEs and models for the loss curve alone, among those that are shipped."""
+    names = ladder.names()
+    wide = tuple(n for n in names if int(n.rpartition("d")[2]) >= _NARROWEST)
+    return wide or _ladder(_QUICK_WIDTHS), tuple(n for n in names if n not in wide)
+
+
+_WIDE, _NARROW = _shipped()
 
 PRESETS: dict[str, StudyConfig] = {
     "quick": StudyConfig(
@@ -122,8 +139,9 @@ PRESETS: dict[str, StudyConfig] = {
     "full": StudyConfig(
         preset="full",
         # Every model that is shipped: a preset must not name one that is not there.
-        models=tuple(ladder.names()) or _ladder(_QUICK_WIDTHS),
-        twins=tuple(ladder.names()) or _ladder(_QUICK_WIDTHS),
+        models=_WIDE,
+        loss_only_models=_NARROW,
+        twins=_WIDE,
         streams=("contextual", "all"),
         d_sae_per_d_model=(4, 8),
         other_layers=True,
@@ -133,7 +151,7 @@ PRESETS: dict[str, StudyConfig] = {
         means_tokens=2_097_152,
         sae_tokens=8_388_608,
         held_out_tokens=262_144,
-        pilot_tokens=1_048_576,
+        pilot_tokens=2_097_152,
     ),
 }
 
@@ -169,7 +187,8 @@ def resolve_config(what: str, overrides: dict[str, object]) -> StudyConfig:
         data["twins"] = tuple(m for m in data["models"] if m in base.twins) or tuple(data["models"])
         data["loss_only_models"] = ()
         named = [str(m) for m in data["models"]]
-        data["family"] = "ladder" if all(m.startswith("ladder/") for m in named) else "custom"
+        if base.preset == what:
+            data["family"] = "ladder" if all(m.startswith("ladder/") for m in named) else "custom"
     if overrides and base.preset == what:
         data["preset"] = what if set(overrides) <= {"threads"} else f"{what} (changed)"
     return parse_config(data, what)

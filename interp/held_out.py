@@ -16,7 +16,13 @@ from interp.config import StudyConfig
 from interp.contextual import ContextualMeans
 from interp.estimation import one_seed_estimates
 from interp.models import Model
-from interp.packing import Estimate, InsufficientData, converged, reproducible_estimate
+from interp.packing import (
+    COUNT_SLACK_PER_DIM,
+    Estimate,
+    InsufficientData,
+    converged,
+    reproducible_estimate,
+)
 from interp.splice import ce_loss_recovered
 from interp.spots import Spot
 from interp.tokens import TokenBlocks
@@ -25,8 +31,6 @@ from saes.matching import null_reproducible, null_threshold, reproducible
 from saes.metrics import evaluate
 from saes.sae import SAE
 
-COUNT_SLACK_PER_DIM = 0.05
-"""A smaller change of S_>=2, in features per dimension, is no change (see `converged`)."""
 FVU_TOLERANCE = 0.02
 """FVU counts as matched when the main SAEs' mean is within this of the target."""
 
@@ -134,7 +138,8 @@ def splice_rows(
 ) -> list[Row]:
     """CE loss recovered of one SAE, with the three losses it is made of.
 
-    On the contextual stream the means are put back: only the rest is reconstructed.
+    On the contextual stream the means are put back, after the SAE as after the ablation: only the
+    rest is the dictionary's to recover.
     """
 
     def reconstruct(x: Tensor, token_ids: Tensor, positions: Tensor) -> Tensor:
@@ -144,9 +149,21 @@ def splice_rows(
         residual = means.residual(x, token_ids, positions)
         return x - residual + sae(residual)
 
-    result = ce_loss_recovered(model, blocks, spot.hook_point, reconstruct)
+    def means_alone(x: Tensor, token_ids: Tensor, positions: Tensor) -> Tensor:
+        assert means is not None
+        return x - means.residual(x, token_ids, positions)
+
+    contextual = spot.about == "contextual"
+    result = ce_loss_recovered(
+        model,
+        blocks,
+        spot.hook_point,
+        reconstruct,
+        ablation=means_alone if contextual else "mean",
+    )
     names = ("ce_loss_clean", "ce_loss_sae", "ce_loss_ablated", "ce_loss_recovered")
-    notes = {"ce_loss_ablated": f"{result.ablation} ablation"}
+    how = "token and position means alone" if contextual else f"{result.ablation} ablation"
+    notes = {"ce_loss_ablated": how}
     place = {"k": sae.k, "seed": 0, "role": "main"}
     return [
         {"quantity": n, "value": getattr(result, n), "note": notes.get(n), **place} for n in names
@@ -159,7 +176,7 @@ def _count(latents: list[LatentSet], held: HeldOut, seed: int) -> tuple[Estimate
     try:
         found = reproducible_estimate(latents, held.doc_ids, held.x, generator=generator)
     except InsufficientData as refusal:
-        return refusal.partial, {}
+        return refusal.partial, {"censored": float(refusal.partial.censored)}
     details = {
         "reproducible_before_null": float(found.count.s_ge[2]),
         "reproducible_null": float(found.null.s_ge[2]),

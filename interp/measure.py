@@ -21,14 +21,16 @@ from interp.config import StudyConfig
 from interp.contextual import ContextualFitter, ContextualMeans
 from interp.controls import random_init_twin
 from interp.corpora import Corpus
+from interp.errors import UserError
 from interp.held_out import HeldOut, pilot_rows, sae_rows, splice_rows
 from interp.hook_points import HookPoint
 from interp.loss import loss
 from interp.models import Model, load
 from interp.packing import choose_k
 from interp.progress import Progress
+from interp.provenance import provenance
 from interp.run import CONTEXTUAL, RunFolder, folder_name, write_json, write_table
-from interp.spots import Spot, fixed_k, largest_k, sae_cost, spots
+from interp.spots import Spot, fixed_k, largest_k, pilot_ks, sae_cost, spots
 from interp.tokens import Split, TokenBlocks, tokens
 from saes.config import MAX_DEAD_AFTER_TOKENS, SAEConfig
 from saes.metrics import evaluate
@@ -66,6 +68,25 @@ class Measurement:
     @property
     def facts_file(self) -> Path:
         return self.work / "model.json"
+
+    def check(self, weights_sha256: str) -> None:
+        """Raise UserError where parts found were measured under other circumstances."""
+        if not self.facts_file.exists():
+            return
+        facts, now = self.facts(), provenance(self.corpus.sha256)
+        found = dict(facts["provenance"])
+        if self.control == "trained":
+            found, now = (
+                one | {"weights_sha256": sha}
+                for one, sha in ((found, facts["weights_sha256"]), (now, weights_sha256))
+            )
+        for key in sorted(now.keys() | found.keys()):
+            if found.get(key) != now.get(key):
+                raise UserError(
+                    f"{self.folder.root}: {self.label} was measured with {key} "
+                    f"{_short(found.get(key))}, now it is {_short(now.get(key))}; go back to that, "
+                    "or choose another --out"
+                )
 
     @property
     def finished(self) -> bool:
@@ -128,6 +149,7 @@ class Measurement:
                 "loss_tokens": result.n_tokens,
                 "weights_sha256": model.weights_sha256,
                 "tokens_sha256": blocks.sha256,
+                "provenance": provenance(self.corpus.sha256),
                 "warnings": list(blocks.warnings),
             }
             write_json(self.facts_file, measured)
@@ -272,7 +294,7 @@ class Measurement:
         """
         file = self.work / "pilots.json"
         k_max = largest_k(model.d_model)
-        ks = [k for k in self.config.pilot_ks if k <= k_max] or [k_max]
+        ks = pilot_ks(self.config, model.d_model)
         by_fvu = [spot for spot in groups if spot.k_rule == "fvu"]
         if not file.exists():
             n_tokens = self.config.pilot_tokens
@@ -346,3 +368,8 @@ class Measurement:
             if role == "main":
                 saes.save(sae, self.folder.sae(self.name, self.control, spot.stream, config.name))
         return grouped
+
+
+def _short(value: str | None) -> str:
+    """A version whole, a hash by its first digits."""
+    return "unknown" if value is None else value[:12]

@@ -39,6 +39,9 @@ __all__ = [
 
 MAX_CHANGE_IN_COUNT = 0.05
 MAX_CHANGE_IN_FVU = 0.01
+COUNT_SLACK_PER_DIM = 0.05
+"""A smaller change of S_>=2, in features per dimension, is no change (see `converged`); a count
+that small is known from above only."""
 Z_95 = 1.959964
 
 

@@ -175,9 +175,11 @@ def reproducible_estimate(
         generator=generator,
     )
     value = float(max(count.s_ge[2] - null.s_ge[2], 0))
+    censored = count.s_ge[2] > CEILING_FRACTION * d_sae
     partial = replace(
         blank,
         value=value,
+        censored=censored,
         per_dim=value / d_in,
         n_tokens=dicts[0].n_tokens,
         d_sae=d_sae,
@@ -201,7 +203,6 @@ def reproducible_estimate(
     v_seeds = (n_seeds - 1) ** 2 / n_seeds * float(np.var(leave_one_out, ddof=1))
     v_documents = float(np.var(replicates, ddof=1))
     half = half_width(v_seeds, v_documents, float(null.s_ge[2]), n_seeds, n_bootstrap)
-    censored = count.s_ge[2] > CEILING_FRACTION * d_sae
     estimate = replace(
         partial,
         ci_low=max(value - half, 0.0),

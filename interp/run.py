@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 import saes
-from interp.config import StudyConfig
+from interp.config import StudyConfig, read_config
 from interp.errors import UserError
 
 CONFIG = "config.resolved.yaml"
@@ -42,7 +41,7 @@ class RunFolder:
         """
         path = self.root / CONFIG
         if path.exists():
-            held = StudyConfig.model_validate(yaml.safe_load(path.read_text()))
+            held = read_config(path)
             wanted = (
                 config if config.threads else config.model_copy(update={"threads": held.threads})
             )
@@ -66,7 +65,12 @@ class RunFolder:
                 f"{self.root} exists and holds no study; choose another --out or empty it"
             )
         resolved = config.resolved()
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.root} cannot be made ({error.strerror}); choose another --out"
+            ) from None
         write_text(path, resolved.to_yaml())
         return resolved
 
@@ -139,7 +143,7 @@ class Run:
 
     @cached_property
     def config(self) -> StudyConfig:
-        return StudyConfig.model_validate(yaml.safe_load((self.path / CONFIG).read_text()))
+        return read_config(self.path / CONFIG)
 
     @property
     def models(self) -> pd.DataFrame:
@@ -161,7 +165,7 @@ class Run:
         folder = self.path / "saes" / folder_name(model, control)
         return {
             str(p.parent.relative_to(folder)): saes.load(p.parent)
-            for p in sorted(folder.glob("*/*/cfg.json"))
+            for p in sorted(folder.glob("[!.]*/[!.]*/cfg.json"))
         }
 
     def __repr__(self) -> str:

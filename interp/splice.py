@@ -39,7 +39,7 @@ class SpliceResult:
     ce_loss_sae: float
     ce_loss_ablated: float
     ce_loss_recovered: float | None
-    ablation: Literal["mean", "zero"]
+    ablation: Literal["mean", "zero", "given"]
     n_tokens: int
     """Targets that the means run over."""
 
@@ -50,7 +50,7 @@ def ce_loss_recovered(
     hook_point: str | HookPoint,
     reconstruct: Reconstruct,
     *,
-    ablation: Literal["mean", "zero"] = "mean",
+    ablation: Literal["mean", "zero"] | Reconstruct = "mean",
     batch_size: int = 32,
     chunk_tokens: int = 32_768,
 ) -> SpliceResult:
@@ -58,9 +58,11 @@ def ce_loss_recovered(
 
     Only rows that an SAE sees are replaced, in both runs: position 0, the token before a document
     and sink tokens pass as they are, because destroying those breaks the model whatever the
-    dictionary. The mean ablation puts the mean of the replaced rows of all `tokens` in their place.
+    dictionary. The mean ablation puts the mean of the replaced rows of all `tokens` in their place;
+    a function gives the ablated rows itself, for a dictionary that is not responsible for all of
+    the stream.
     """
-    if ablation not in ("mean", "zero"):
+    if not callable(ablation) and ablation not in ("mean", "zero"):
         raise UserError(f"unknown ablation {ablation!r}; use mean or zero")
     (point,) = resolve(hook_point, model.hf)
     name = str(point)
@@ -92,7 +94,11 @@ def ce_loss_recovered(
             acts[keep], chunk.token_ids[keep].long(), chunk.positions[keep].long()
         ).to(acts.dtype)
         emptied = acts.clone()
-        emptied[keep] = instead.to(acts.dtype)
+        emptied[keep] = (
+            ablation(acts[keep], chunk.token_ids[keep].long(), chunk.positions[keep].long())
+            if callable(ablation)
+            else instead
+        ).to(acts.dtype)
         assert chunk.nll is not None
         clean += _sum(chunk.nll[chunk.is_target])
         sae += _sum(_spliced_nll(model, chunk, point, rebuilt, batch_size))
@@ -107,7 +113,7 @@ def ce_loss_recovered(
         ce_loss_sae=sae,
         ce_loss_ablated=ablated,
         ce_loss_recovered=(ablated - sae) / gap if abs(gap) > 1e-6 else None,
-        ablation=ablation,
+        ablation="given" if callable(ablation) else ablation,
         n_tokens=n_tokens,
     )
 

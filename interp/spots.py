@@ -31,7 +31,9 @@ class Spot:
 def primary_layer(config: StudyConfig, n_layers: int) -> int:
     """The layer whose output is nearest the configured depth; the lower one of two."""
     return min(
-        range(n_layers), key=lambda i: abs((i + 1) / n_layers - config.primary_layer_fraction)
+        range(n_layers),
+        # In whole steps of rounding: two layers at the same distance must tie.
+        key=lambda i: round(abs((i + 1) / n_layers - config.primary_layer_fraction), 9),
     )
 
 
@@ -61,6 +63,11 @@ def largest_k(d_model: int) -> int:
     return max(1, d_model // 4)
 
 
+def pilot_ks(config: StudyConfig, d_model: int) -> list[int]:
+    """The configured k that are allowed, and the largest allowed one: every k can be chosen."""
+    return sorted({k for k in config.pilot_ks if k <= largest_k(d_model)} | {largest_k(d_model)})
+
+
 def fixed_k(config: StudyConfig, rule: KRule, d_model: int) -> int:
     """The k of a rule that needs no pilots."""
     wanted = config.constant_k if rule == "constant" else round(d_model / 8)
@@ -75,7 +82,7 @@ def sae_cost(d_in: int, d_sae: int) -> float:
 def expected_work(config: StudyConfig, d_model: int, n_layers: int) -> float:
     """Relative cost of one model's measurement, for the progress line (about seconds)."""
     total = 0.0
-    ks = [k for k in config.pilot_ks if k <= largest_k(d_model)]
+    ks = pilot_ks(config, d_model)
     for spot in spots(config, d_model, n_layers):
         per_token = sae_cost(d_model, spot.d_sae)
         main = config.n_seeds * config.sae_tokens * (1.5 if config.check_convergence else 1.0)

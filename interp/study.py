@@ -11,7 +11,6 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,9 @@ from interp.report import headline, write_report
 from interp.run import CONFIG, Run, RunFolder, open_run, write_json, write_table, write_text
 from interp.spots import expected_work
 from interp.summary import summarise, tidy
+from interp.tokens import Split, tokens
 
-LIBRARIES = ("torch", "transformers", "datasets", "safetensors", "numpy", "scipy", "pandas")
+SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 
 def run_study(
@@ -44,22 +44,29 @@ def run_study(
     parts = [(name, "trained", True) for name in config.models]
     parts += [(name, "trained", False) for name in config.loss_only_models]
     parts += [(name, "random_init", True) for name in config.twins]
-    shapes = _check_models(config)
     corpus = load_text(config.text)
+    known = _check_models(config, corpus)
     config = folder.claim(config)
     with folder.locked():
         torch.set_num_threads(config.threads)
         work = {
-            part: expected_work(config, *shapes[part[0]]) if part[2] else 2e-5 * config.loss_tokens
+            part: expected_work(config, *known[part[0]][:2])
+            if part[2]
+            else 2e-5 * config.loss_tokens
             for part in parts
         }
         progress = Progress(sum(work.values()), quiet=quiet)
-        measurements = []
-        for part, expected in work.items():
-            name, control, with_saes = part
-            measurement = Measurement(config, name, control, corpus, folder, progress)
-            measurements.append(measurement)
+        measurements = [
+            Measurement(config, name, control, corpus, folder, progress)
+            for name, control, _ in work
+        ]
+        for measurement in measurements:
+            measurement.check(known[measurement.name][2])
+        for measurement, ((_, _, with_saes), expected) in zip(
+            measurements, work.items(), strict=True
+        ):
             if measurement.finished:
+                measurement.drop_checkpoints()
                 progress.skip(expected)
                 continue
             started = time.monotonic()
@@ -84,54 +91,60 @@ def _write_results(
     """Tables, fits and report from finished measurements; the seconds that those took."""
     seconds = _add_seconds(folder, 0)
     facts = [m.facts() for m in measurements if m.control == "trained"]
+    # The summary is what makes a folder a finished study: it goes first and comes last.
+    (folder.root / "summary.json").unlink(missing_ok=True)
     write_text(folder.root / CONFIG, config.to_yaml())
     results = tidy(pd.concat([pd.read_parquet(m.rows_file) for m in measurements]), facts)
     write_table(folder.root / "results.parquet", results)
     summary = summarise(results, facts, config, corpus.warnings)
     summary |= {"command": command, "wall_time_seconds": round(seconds, 1)}
     summary["headline"] = headline(summary)
-    write_json(folder.root / "summary.json", summary)
     write_json(folder.root / "models.json", facts)
-    write_json(
-        folder.root / "manifest.json", _manifest(config, corpus.sha256, measurements, seconds)
-    )
+    write_json(folder.root / "manifest.json", _manifest(config, measurements, seconds))
+    write_json(folder.root / "summary.json", summary)
     write_report(folder.root)
     return seconds
 
 
-def _check_models(config: StudyConfig) -> dict[str, tuple[int, int]]:
-    """(d_model, n_layers) of every model; each is loaded once, so that a bad one fails early."""
-    shapes = {}
+def _check_models(config: StudyConfig, corpus: Corpus) -> dict[str, tuple[int, int, str]]:
+    """(d_model, n_layers, hash of the weights) of every model.
+
+    Each is loaded and reads a little of both splits, so that a bad one fails before anything is
+    written.
+    """
+    known = {}
     for name in (*config.models, *config.loss_only_models):
         model = load(name)
-        shapes[name] = (model.d_model, model.n_layers)
+        known[name] = (model.d_model, model.n_layers, model.weights_sha256)
         if model.d_model < 8 and name in config.models:
             raise UserError(
                 f"{name}: d_model {model.d_model} is too narrow for SAEs; use 8 or more"
             )
+        for split in SPLITS:
+            tokens(corpus, model, n_tokens=2 * model.n_ctx, split=split, seed=config.seed)
         del model
-    return shapes
+    return known
 
 
 def _add_seconds(folder: RunFolder, seconds: float) -> float:
     """Add to the time that this study's measurements took, over all sittings; the new total."""
     file = folder.root / "work" / "seconds"
     total = seconds + (float(file.read_text()) if file.exists() else 0.0)
-    file.write_text(f"{total:.1f}\n")
+    write_text(file, f"{total:.1f}\n")
     return total
 
 
 def _manifest(
-    config: StudyConfig, text_sha256: str, measurements: Sequence[Measurement], seconds: float
+    config: StudyConfig, measurements: Sequence[Measurement], seconds: float
 ) -> dict[str, Any]:
     """What else the result depends on, and what it cost."""
+    # The same for all parts, or the study would have been refused.
+    depends_on = dict(measurements[0].facts()["provenance"])
+    text_sha256, code_sha256 = (depends_on.pop(key) for key in ("text_sha256", "code_sha256"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        "versions": {
-            "superscope": metadata.version("superscope"),
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in LIBRARIES},
-        },
+        "versions": {"python": platform.python_version(), **depends_on},
+        "code_sha256": code_sha256,
         "weights_sha256": {
             m.label: m.facts()["weights_sha256"] for m in measurements if m.control == "trained"
         },

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from interp.config import StudyConfig
 from interp.correlate import partial_spearman, spearman_exact
 from interp.estimate import Estimate, InsufficientData
-from interp.exponent import ExponentFit, fit_exponent
-from interp.packing import saturation
+from interp.exponent import ExponentFit, difference, fit_exponent
+from interp.packing import COUNT_SLACK_PER_DIM, saturation
+from interp.saturation import MIN_SIZES
 from interp.scaling import Parameter, fit_power_law
+from interp.spots import primary_layer
 
 COLUMNS = (
     "model", "family", "arm", "control", "d_model", "layer", "hook_point", "about", "d_sae",
@@ -50,14 +53,15 @@ def summarise(
     facts = sorted(facts, key=lambda f: (f["d_model"], f["name"]))
     packing = _packing(results[results["k_rule"] == "fvu"], facts, config)
     primary = {
-        # Of several sizes the largest converged count is a bound even where N is not identified.
-        "estimator": "saturation" if len(config.d_sae_per_d_model) > 1 else "reproducible",
+        "estimator": (
+            "saturation" if len(config.d_sae_per_d_model) >= MIN_SIZES else "reproducible"
+        ),
         "about": config.primary_stream,
-        "layer_fraction": _primary_fraction(packing, config),
+        "layer_fraction": config.primary_layer_fraction,
         "d_sae_per_d_model": config.d_sae_per_d_model[0],
         "k_rule": f"k <= d_model/4 at which a pilot's FVU reaches {config.target_fvu}",
     }
-    chosen = [r for r in packing if _is_primary(r, primary, config)]
+    chosen = [r for r in packing if _is_primary(r, primary, facts)]
     exponent = _exponent(chosen, facts, primary)
     scaling = _scaling(facts)
     return {
@@ -119,7 +123,8 @@ class _Cell:
             n_seeds=n_seeds if quantity == "reproducible" else 1,
             d_sae=d_sae,
             k=None if pd.isna(row.get("k")) else int(row["k"]),
-            identified=value is not None and not censored,
+            # A note says why there is no interval, or that the value is only a bound.
+            identified=value is not None and note is None and not censored,
             reason=note,
             censored=censored,
         ).with_training(
@@ -148,7 +153,7 @@ def _packing(
             place.append((d_sae, {}))
         place[-1][1][control] = cell
     for (d_model, model, layer, about), sizes in by_place.items():
-        where = _where(facts, model, int(layer), about)
+        where = _where(facts, config, model, int(layer), about)
         for d_sae, by_control in sizes:
             if "trained" not in by_control:
                 continue
@@ -161,7 +166,7 @@ def _packing(
                 )
                 assert own is not None
                 records.append(where | _record(own, twin))
-        if len(sizes) > 1:
+        if len(sizes) >= MIN_SIZES:
             own, twin = (
                 _saturation(sizes, control, int(d_model), config) for control in ("trained", TWIN)
             )
@@ -170,12 +175,15 @@ def _packing(
     return records
 
 
-def _where(facts: list[dict[str, Any]], model: str, layer: int, about: str) -> dict[str, Any]:
+def _where(
+    facts: list[dict[str, Any]], config: StudyConfig, model: str, layer: int, about: str
+) -> dict[str, Any]:
     n_layers = next(f["n_layers"] for f in facts if f["name"] == model)
     return {
         "model": model,
         "layer": layer,
         "layer_fraction": (layer + 1) / n_layers,
+        "primary_layer": layer == primary_layer(config, n_layers),
         "hook_point": f"blocks.{layer}.hook_resid_post",
         "about": about,
     }
@@ -202,7 +210,7 @@ def _sensitivity(
             for cell in (by_control["trained"], by_control.get(TWIN))
         )
         assert own is not None
-        where = _where(facts, str(model), int(layer), str(about))
+        where = _where(facts, config, str(model), int(layer), str(about))
         records.append(where | {"k_rule": rule} | _record(own, twin))
     return records
 
@@ -217,7 +225,9 @@ def _saturation(
     cells = [(d_sae, by_control[control]) for d_sae, by_control in sizes if control in by_control]
     if not cells:
         return None
-    usable = [(d, c) for d, c in cells if c.flag("converged") and c.get("reproducible") is not None]
+    usable = [
+        (d, c) for d, c in cells if c.flag("converged") and c.get("reproducible_se") is not None
+    ]
     if not usable:
         last = cells[-1][1].estimate("reproducible", d_model, cells[-1][0], config.n_seeds)
         return Estimate(
@@ -226,8 +236,7 @@ def _saturation(
             reason="no dictionary size converged (undertrained)",
         )  # fmt: skip
     columns = [
-        [d, c.get("reproducible"), c.get("reproducible_se") or 0.0, c.get("fvu_mean")]
-        for d, c in usable
+        [d, c.get("reproducible"), c.get("reproducible_se"), c.get("fvu_mean")] for d, c in usable
     ]
     D, S, se, fvu = np.array(columns, dtype=float).T
     try:
@@ -246,7 +255,10 @@ def _saturation(
 
 
 def _record(own: Estimate, twin: Estimate | None) -> dict[str, Any]:
-    keep = ("value", "ci_low", "ci_high", "per_dim", "fvu", "fvu_matched", "converged", "reason")
+    keep = (
+        "value", "ci_low", "ci_high", "per_dim", "fvu", "fvu_matched", "converged", "censored",
+        "reason",
+    )  # fmt: skip
     record = own.to_json()
     record["controls"] = []
     if twin is not None:
@@ -255,40 +267,45 @@ def _record(own: Estimate, twin: Estimate | None) -> dict[str, Any]:
     return record
 
 
-def _primary_fraction(packing: list[dict[str, Any]], config: StudyConfig) -> float:
-    fractions = {r["layer_fraction"] for r in packing}
-    return min(
-        sorted(fractions),
-        key=lambda f: abs(f - config.primary_layer_fraction),
-        default=config.primary_layer_fraction,
-    )
-
-
-def _is_primary(record: dict[str, Any], primary: dict[str, Any], config: StudyConfig) -> bool:
+def _is_primary(
+    record: dict[str, Any], primary: dict[str, Any], facts: list[dict[str, Any]]
+) -> bool:
+    """One row per model: its own primary layer, and the first size unless all are drawn on."""
+    d_model = next(f["d_model"] for f in facts if f["name"] == record["model"])
     return (
         record["estimator"] == primary["estimator"]
         and record["about"] == primary["about"]
-        and math.isclose(record["layer_fraction"], primary["layer_fraction"])
+        and record["primary_layer"]
+        and (
+            primary["estimator"] == "saturation"
+            or record["d_sae"] == primary["d_sae_per_d_model"] * d_model
+        )
     )
 
 
 def _usable(record: dict[str, Any]) -> bool:
-    """Converged rows alone enter fits; a censored one enters as a bound."""
-    return record["converged"] is True and record["value"] is not None
+    """Converged rows at the stated FVU enter fits; a censored one enters as a bound."""
+    return record["converged"] is True and record["fvu_matched"] is True and _has_value(record)
+
+
+def _has_value(record: dict[str, Any]) -> bool:
+    return record["value"] is not None
 
 
 def _exponent(
     chosen: list[dict[str, Any]], facts: list[dict[str, Any]], primary: dict[str, Any]
 ) -> dict[str, Any]:
     widths = {f["name"]: f["d_model"] for f in facts}
-    own = _fit_beta([(widths[r["model"]], r, r["censored"]) for r in chosen if _usable(r)])
-    twins = [
-        (widths[r["model"]], c, False)
-        for r in chosen
-        for c in r["controls"]
-        if c["name"] == TWIN and _usable(c)
-    ]
-    twin = _fit_beta(twins)
+    own = _fit_beta([(widths[r["model"]], r) for r in chosen if _usable(r)])
+    twin = _fit_beta(
+        [
+            (widths[r["model"]], c)
+            for r in chosen
+            for c in r["controls"]
+            if c["name"] == TWIN and _usable(c)
+        ]
+    )
+    apart = difference(own, twin)
     return {
         "beta": own.beta,
         "ci_low": own.ci_low,
@@ -298,6 +315,10 @@ def _exponent(
         "twin_beta": twin.beta,
         "twin_ci_low": twin.ci_low,
         "twin_ci_high": twin.ci_high,
+        "minus_twin": apart.value,
+        "minus_twin_ci_low": apart.ci_low,
+        "minus_twin_ci_high": apart.ci_high,
+        "p_minus_twin": apart.p,
         "n_models": own.n_models,
         "n_censored": own.n_censored,
         "layer_fraction": primary["layer_fraction"],
@@ -307,17 +328,28 @@ def _exponent(
     }
 
 
-def _fit_beta(rows: list[tuple[int, dict[str, Any], bool]]) -> ExponentFit:
-    def column(key: str) -> np.ndarray:
-        return np.array([np.nan if r[key] is None else r[key] for _, r, _ in rows], dtype=float)
-
-    return fit_exponent(
-        np.array([d for d, _, _ in rows], dtype=float),
-        column("value"),
-        column("ci_low"),
-        column("ci_high"),
-        np.array([censored for _, _, censored in rows], dtype=bool),
+def _fit_beta(rows: list[tuple[int, dict[str, Any]]]) -> ExponentFit:
+    """A count within the slack that convergence allows is known from above only."""
+    widths = np.array([d for d, _ in rows], dtype=float)
+    counts, low, high = (
+        np.array([np.nan if r[key] is None else r[key] for _, r in rows], dtype=float)
+        for key in ("value", "ci_low", "ci_high")
     )
+    slack = COUNT_SLACK_PER_DIM * widths
+    small = counts <= slack
+    return fit_exponent(
+        widths,
+        np.where(small, 0.0, counts),
+        low,
+        np.where(small, np.fmax(high, slack), high),
+        np.array([r["censored"] for _, r in rows], dtype=bool) & ~small,
+    )
+
+
+def _loss_key(facts: list[dict[str, Any]]) -> str:
+    """Nats per token compare models of one tokenizer only; per byte of text they always do."""
+    one_tokenizer = len({f["tokens_sha256"] for f in facts}) == 1
+    return "loss_nats_per_token" if one_tokenizer else "loss_nats_per_byte"
 
 
 def _correlation(
@@ -327,12 +359,14 @@ def _correlation(
     primary: dict[str, Any],
 ) -> dict[str, Any]:
     """Across widths everything moves together: descriptive, never evidence."""
-    by_name = {f["name"]: f for f in facts}
+    by_name, loss_key = {f["name"]: f for f in facts}, _loss_key(facts)
     rows = [r for r in chosen if _usable(r) and not r["censored"]]
     packing = np.array([r["per_dim"] for r in rows], dtype=float)
-    losses = np.array([by_name[r["model"]]["loss_nats_per_token"] for r in rows], dtype=float)
+    losses = np.array([by_name[r["model"]][loss_key] for r in rows], dtype=float)
     widths = np.array([by_name[r["model"]]["d_model"] for r in rows], dtype=float)
-    rank, partial = spearman_exact(packing, losses), partial_spearman(packing, losses, widths)
+    generator = torch.Generator().manual_seed(config.seed)
+    rank = spearman_exact(packing, losses, generator=generator)
+    partial = partial_spearman(packing, losses, widths, generator=generator)
     reasons = [f"{name}: {a.reason}" for name, a in
                (("spearman", rank), ("partial", partial)) if a.reason]  # fmt: skip
     return {
@@ -340,6 +374,7 @@ def _correlation(
         "estimator": primary["estimator"],
         "about": primary["about"],
         "layer_fraction": primary["layer_fraction"],
+        "loss": loss_key,
         "n_models": len(rows),
         "spearman": rank.value,
         "p_exact": rank.p,
@@ -353,8 +388,9 @@ def _correlation(
 
 def _scaling(facts: list[dict[str, Any]]) -> dict[str, Any]:
     widths = np.array([f["d_model"] for f in facts], dtype=float)
-    losses = np.array([f["loss_nats_per_token"] for f in facts], dtype=float)
-    intervals = [f["loss_ci_nats_per_token"] for f in facts]
+    loss_key = _loss_key(facts)
+    losses = np.array([f[loss_key] for f in facts], dtype=float)
+    intervals = [f[loss_key.replace("loss_", "loss_ci_")] for f in facts]
     se = None
     if all(i is not None for i in intervals):
         se = np.array([(high - low) / (2 * Z_95) for low, high in intervals])
@@ -367,6 +403,7 @@ def _scaling(facts: list[dict[str, Any]]) -> dict[str, Any]:
         "A": parameter(fit.A),
         "alpha": parameter(fit.alpha),
         "B": parameter(fit.B),
+        "loss": loss_key,
         "identified": fit.identified,
         "n_models": fit.n_models,
         "residual_sd": fit.residual_sd,

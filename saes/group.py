@@ -113,6 +113,7 @@ class Member:
     def part(self) -> None:
         """Leave the trunk with a copy of its state."""
         trunk, self.trunk = self.follows, None
+        self.cursor, self.fingerprint = trunk.cursor, trunk.fingerprint
         if trunk.step is None:
             return
         state = trunk.step.state()
@@ -120,9 +121,8 @@ class Member:
         self.step = TopKStep(self.config, origin, generator=torch.Generator())
         self.step.load_state(state, trunk.step.optimizer.n_steps)
         self.pending = trunk.pending.clone()
-        self.scale, self.cursor, self.fvu = trunk.scale, trunk.cursor, trunk.fvu
+        self.scale, self.fvu = trunk.scale, trunk.fvu
         self.tokens_done = self.inherited_tokens = trunk.tokens_done
-        self.fingerprint = trunk.fingerprint
 
     def advance(self, chunk: Float[Tensor, "token d_in"]) -> None:
         """Train on one chunk: whole batches now, the rest with the next chunk."""

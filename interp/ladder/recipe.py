@@ -11,7 +11,6 @@ import math
 from pydantic import BaseModel, ConfigDict
 
 WIDTHS = (32, 48, 64, 96, 128, 160, 192, 256)
-CURVE_WIDTHS = (16, 24)  # for the loss curve only: too narrow for a trustworthy count
 HEAD_SIZE = 16
 N_LAYERS = 4
 N_CTX = 256

@@ -81,8 +81,10 @@ def build_model(d_model: int, seed: int = 0) -> GPT2LMHeadModel:
 
     GPT-2's tanh GELU is asked for by its fused name; the function is the same.
     """
-    if d_model % HEAD_SIZE and d_model >= HEAD_SIZE:
-        raise UserError(f"width {d_model} is no multiple of the head size {HEAD_SIZE}")
+    if d_model < HEAD_SIZE or d_model % HEAD_SIZE:
+        raise UserError(
+            f"width {d_model} is no multiple of the head size {HEAD_SIZE}; give one that is"
+        )
     config = GPT2Config(
         vocab_size=VOCAB_SIZE,
         n_positions=N_CTX,
@@ -172,7 +174,7 @@ def train(
     if len(train_ids) < recipe.n_steps * recipe.batch_tokens + 1:
         raise UserError(
             f"{len(train_ids):,} training tokens are fewer than the recipe's {recipe.n_tokens:,}; "
-            "run `interp ladder corpus` again or lower --tokens"
+            "run `interp ladder corpus` again"
         )
     torch.set_num_threads(recipe.n_threads)
     run_dir.mkdir(parents=True, exist_ok=True)

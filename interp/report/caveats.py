@@ -114,8 +114,9 @@ def _reconstruction(rows: Sequence[PackingRow]) -> list[str]:
     if not off:
         return []
     return [
-        f"FVU off target ({where(off)}): no allowed k brought the reconstruction error to the "
-        f"value asked for, so these counts are taken at another quality than planned."
+        f"FVU off target ({where(off)}): either no allowed k reaches the reconstruction error "
+        f"asked for, or the full runs ended elsewhere than the pilots that chose k; these counts "
+        f"are taken at another quality than planned and enter no fit."
     ]
 
 

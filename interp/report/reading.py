@@ -152,6 +152,7 @@ def _packing(record: Mapping[str, Any], models: Mapping[str, ModelRecord]) -> Pa
         reason=record.get("reason"),
         calibration=str(record.get("calibration") or "uncalibrated"),
         k_rule=str(record.get("k_rule") or "fvu"),
+        primary_layer=record.get("primary_layer"),
     )
 
 

@@ -80,13 +80,16 @@ class PackingRow:
     calibration: str
     k_rule: str = "fvu"
     """What set k: the FVU of the primary protocol, or "constant" or "proportional" beside it."""
+    primary_layer: bool | None = None
+    """Whether this is the layer named before the run; None in runs that give its depth only."""
 
     @property
     def counts(self) -> bool:
-        """Converged, and identified or an honest bound: it may enter statements and fits."""
+        """Converged at the stated FVU, and identified or an honest bound: it may enter fits."""
         return (
             self.per_dim.value is not None
             and self.converged is True
+            and self.fvu_matched is not False
             and (self.identified is not False or self.censored)
         )
 
@@ -204,8 +207,10 @@ def matches_primary(row: PackingRow, primary: Mapping[str, Any]) -> bool:
         row.estimator == (primary.get("estimator") or row.estimator)
         and row.about == (primary.get("about") or "contextual")
         # Layers are whole: two depths that differ by less than this round to the same layer.
+        and row.primary_layer is not False
         and (
-            fraction is None
+            row.primary_layer is True
+            or fraction is None
             or row.layer_fraction is None
             or math.isclose(row.layer_fraction, fraction, abs_tol=1e-3)
         )

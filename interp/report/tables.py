@@ -155,7 +155,7 @@ def ablation_note(results: pd.DataFrame | None) -> str | None:
     if results is None or not {"quantity", "note"} <= set(results.columns):
         return None
     notes = results.loc[results["quantity"] == "ce_loss_ablated", "note"].dropna().unique()
-    return str(notes[0]) if len(notes) == 1 else None
+    return "; ".join(sorted(map(str, notes))) or None
 
 
 def correlation_table(summary: Summary) -> Table | None:

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from interp import ladder
-from interp.config import PRESETS, StudyConfig, read_config, resolve_config
+from interp.config import PRESETS, StudyConfig, parse_config, read_config, resolve_config
 from interp.errors import UserError
+from interp.spots import pilot_ks, primary_layer
 
 
 def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
@@ -91,11 +92,33 @@ def test_the_quick_preset_keeps_the_promises_of_the_readme() -> None:
 def test_the_full_preset_is_a_result_over_all_widths_and_streams() -> None:
     full = PRESETS["full"]
     assert not full.preview
-    assert list(full.models) == ladder.names()
+    assert [*full.loss_only_models, *full.models] == ladder.names()
     assert set(PRESETS["quick"].models) <= set(full.models)
     assert full.twins == full.models
     assert set(full.streams) == {"all", "contextual"}
     assert full.n_seeds == 5
-    assert len(full.d_sae_per_d_model) >= 4
+    assert len(full.d_sae_per_d_model) >= 2
+    assert set(full.other_k_rules) == {"constant", "proportional"}
     assert full.other_layers
     assert isinstance(full, StudyConfig)
+
+
+def test_a_model_is_counted_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="in models and in loss_only_models"):
+        parse_config({"models": ["a", "b"], "loss_only_models": ["b"]}, "here")
+    for field in ("models", "twins", "loss_only_models"):
+        with pytest.raises(UserError, match=f"{field} has an entry twice"):
+            parse_config({"models": ["a"], "twins": []} | {field: ["a", "a"]}, "here")
+
+
+def test_every_k_up_to_the_largest_can_be_chosen() -> None:
+    config = PRESETS["full"]
+    assert pilot_ks(config, 48) == [2, 4, 8, 12]
+    assert pilot_ks(config, 64) == [2, 4, 8, 16]
+    assert pilot_ks(config, 256) == [2, 4, 8, 16, 32, 64]
+    assert pilot_ks(config, 4) == [1]
+
+
+def test_a_tie_goes_to_the_lower_layer() -> None:
+    config = PRESETS["quick"]
+    assert [primary_layer(config, n) for n in (1, 2, 3, 4, 5)] == [0, 0, 0, 1, 1]

@@ -35,6 +35,7 @@ def with_twins(ratio: Callable[[int], float], spread: float = 0.3) -> Data:
         record = report_run.packing_record(width)
         record |= {
             "converged": True,
+            "fvu_matched": True,
             "identified": True,
             "reason": None,
             "censored": False,

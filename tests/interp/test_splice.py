@@ -117,3 +117,15 @@ def test_unknown_ablations_are_refused(tiny_model: Any, tiny_tokens: Any) -> Non
             lambda x, ids, pos: x,
             ablation="noise",  # type: ignore[arg-type]
         )
+
+
+def test_a_given_ablation_is_what_nothing_recovers(tiny_model: Any, tiny_tokens: Any) -> None:
+    """An SAE that puts back what the ablation leaves has recovered nothing, whatever that is."""
+
+    def halved(x: Any, ids: Any, pos: Any) -> Any:
+        return x / 2
+
+    result = ce_loss_recovered(tiny_model, tiny_tokens, POINT, halved, ablation=halved)
+    assert result.ablation == "given"
+    assert result.ce_loss_recovered in (None, pytest.approx(0.0, abs=1e-6))
+    assert result.ce_loss_ablated == result.ce_loss_sae

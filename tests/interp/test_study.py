@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import saes
-from interp import measure
+from interp import measure, provenance, study
 from interp.config import StudyConfig
 from interp.errors import UserError
 from interp.run import Run, RunFolder, folder_name, open_run
@@ -273,7 +274,96 @@ def test_results_have_no_row_twice(run: Run) -> None:
     assert isinstance(run.results, pd.DataFrame)
 
 
-def test_the_run_folder_is_free_of_machine_paths(run: Run) -> None:
+def test_the_run_folder_is_free_of_machine_paths(run: Run, config: StudyConfig) -> None:
     """Results are shared; nothing but the models' and the text's own names may point home."""
-    shutil.copytree(run.path, run.path.with_name("moved"))
-    assert open_run(run.path.with_name("moved")).summary == run.summary
+    named = {*config.models, config.text}
+    for file in ("summary.json", "manifest.json", "models.json", "config.resolved.yaml"):
+        text = (run.path / file).read_text()
+        for name in named:
+            text = text.replace(name, "")
+        assert str(run.path) not in text, file
+        assert str(Path.home()) not in text, file
+        assert str(Path(saes.__file__).parent) not in text, file
+
+
+def copy_of(run: Run, to: Path) -> Path:
+    return Path(shutil.copytree(run.path, to))
+
+
+def test_parts_of_another_text_do_not_stand_beside_new_ones(
+    run: Run, config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = copy_of(run, tmp_path / "copy")
+    before = (out / "manifest.json").read_bytes()
+    text = Path(config.text) / "0.py"
+    original = text.read_text()
+    try:
+        text.write_text(original + "x = 1\n")
+        with pytest.raises(UserError, match=r"w16 was measured with text_sha256 .*, now it is"):
+            run_study(config, out, quiet=True)
+    finally:
+        text.write_text(original)
+    monkeypatch.setattr(provenance, "code_sha256", lambda: "edited")
+    with pytest.raises(UserError, match=r"measured with code_sha256 [0-9a-f]{12}, now it is edit"):
+        run_study(config, out, quiet=True)
+    assert (out / "manifest.json").read_bytes() == before
+
+
+def test_the_code_hash_covers_what_makes_rows() -> None:
+    hashed = {f.name for f in provenance._modules(files("interp"))} - provenance.AFTERWARDS
+    assert {"measure.py", "held_out.py", "contextual.py", "reproducibility.py"} <= hashed
+    assert {f.name for f in provenance._modules(files("interp"))} >= provenance.AFTERWARDS
+    assert len(provenance.code_sha256()) == 64
+
+
+def test_a_text_without_a_split_is_refused_before_anything_is_written(
+    config: StudyConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.py").write_text("x = 1\n" * 4000)
+    short = config.model_copy(update={"text": str(tmp_path / "one")})
+    with pytest.raises(UserError, match="split"):
+        run_study(short, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_config_is_one_line(run: Run, config: StudyConfig, tmp_path: Path) -> None:
+    out = copy_of(run, tmp_path / "copy")
+    for damage in ("a: [", "models: []\n", "no_such_field: 1\nmodels: [x]\n"):
+        (out / "config.resolved.yaml").write_text(damage)
+        with pytest.raises(UserError) as error:
+            run_study(config, out, quiet=True)
+        assert "config.resolved.yaml" in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(config: StudyConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        run_study(config, tmp_path / "file" / "out", quiet=True)
+
+
+def test_a_run_killed_while_it_writes_is_not_finished(
+    run: Run, config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = copy_of(run, tmp_path / "copy")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "_manifest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(config, out, quiet=True)
+    with pytest.raises(UserError, match="no finished study"):
+        open_run(out)
+    assert run_study(config, out, quiet=True).summary == run.summary
+
+
+def test_an_sae_that_was_half_saved_is_not_read(
+    run: Run, config: StudyConfig, tmp_path: Path
+) -> None:
+    out = copy_of(run, tmp_path / "copy")
+    [first, *_] = sorted((out / "saes" / folder_name(config.models[0], "trained")).glob("*/*"))
+    shutil.copytree(first, first.with_name(f".{first.name}-x1"))
+    assert len(open_run(out).saes(config.models[0])) == len(run.saes(config.models[0]))

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from interp.config import StudyConfig
+from interp.config import PRESETS, StudyConfig
+from interp.report import headline
 from interp.summary import COLUMNS, summarise, tidy
 
 WIDTHS = (32, 48, 64, 96, 128, 192)
@@ -31,6 +32,8 @@ def facts(alpha: float = 0.9) -> list[dict[str, Any]]:
                 "loss_nats_per_token": loss,
                 "loss_nats_per_byte": loss / 2.4,
                 "loss_ci_nats_per_token": [loss - 0.01, loss + 0.01],
+                "loss_ci_nats_per_byte": [loss / 2.4 - 0.004, loss / 2.4 + 0.004],
+                "tokens_sha256": "one tokenizer",
                 "warnings": [],
             }
         )
@@ -77,7 +80,8 @@ def summary(all_rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("beta", [0.0, 0.6, 1.0, 1.4])
 def test_the_exponent_of_planted_counts_comes_back(beta: float) -> None:
-    found = summary(rows(beta))["exponent"]
+    # Far above the slack of convergence at every width.
+    found = summary(rows(beta, scale=40.0))["exponent"]
     assert found["beta"] == pytest.approx(beta, abs=1e-3)
     assert found["ci_low"] < beta < found["ci_high"]
     assert found["n_models"] == 6
@@ -107,15 +111,105 @@ def test_a_censored_row_is_a_bound() -> None:
 
 
 def test_the_twin_stands_inside_its_record_and_has_its_own_exponent() -> None:
-    found = summary(rows(1.0) + rows(0.5, control="random_init", scale=0.3))
+    found = summary(rows(1.0) + rows(0.5, control="random_init", scale=3.0))
     record = next(r for r in found["packing"] if r["estimator"] == "reproducible")
     [twin] = record["controls"]
     assert twin["name"] == "random_init"
-    assert twin["value"] == pytest.approx(0.3 * 32**0.5)
+    assert twin["value"] == pytest.approx(3 * 32**0.5)
     assert twin["per_dim"] == pytest.approx(twin["value"] / 32)
     assert found["exponent"]["twin_beta"] == pytest.approx(0.5, abs=1e-3)
+    assert found["exponent"]["minus_twin"] == pytest.approx(0.5, abs=2e-3)
+    assert found["exponent"]["minus_twin_ci_low"] > 0
     assert not any("no random-init twin" in w for w in found["warnings"])
     assert any("no random-init twin" in w for w in summary(rows())["warnings"])
+
+
+def test_a_twins_bound_is_a_bound() -> None:
+    """Twins that fill their dictionaries: as counts they would give a beta of exactly 1."""
+    full = dict.fromkeys(NAMES, 1.0)
+    found = summary(rows(1.0) + rows(1.0, control="random_init", censored=full))["exponent"]
+    assert found["twin_beta"] is None
+    assert "only bounds" in found["twin_reason"]
+    assert found["minus_twin"] is None
+
+
+def test_a_count_within_the_slack_is_known_from_above_only() -> None:
+    """One latent more or less passes as converged there, which is a factor of e in a logarithm."""
+    tiny = dict.fromkeys(NAMES[:3], 1.0)
+    found = summary(rows(1.0, scale=3.0, reproducible=tiny))["exponent"]
+    assert found["n_models"] == 6
+    assert found["n_censored"] == 3
+
+
+def test_counts_at_another_reconstruction_quality_enter_nothing() -> None:
+    found = summary(rows(1.0, fvu_matched={NAMES[0]: 0.0}, reproducible={NAMES[0]: 9_000.0}))
+    assert found["exponent"]["n_models"] == 5
+    assert found["exponent"]["beta"] == pytest.approx(1.0, abs=1e-3)
+    assert any("FVU not at the target" in w and NAMES[0] in w for w in found["warnings"])
+
+
+def test_of_several_sizes_the_first_is_primary() -> None:
+    """Fewer sizes than saturation needs: the plain count, which has an interval against a twin."""
+    both = rows(1.0, multiple=8) + rows(1.0, scale=3.0, multiple=16)
+    found = summary(both, d_sae_per_d_model=(8, 16))
+    assert found["primary"]["estimator"] == "reproducible"
+    assert found["exponent"]["n_models"] == 6
+    swapped = summary(both, d_sae_per_d_model=(16, 8))
+    assert swapped["correlation"][0]["n_models"] == 6
+
+
+def test_the_full_preset_can_tell_a_model_from_its_twin() -> None:
+    full = PRESETS["full"]
+    sizes = full.d_sae_per_d_model
+    planted = [
+        row
+        for multiple in sizes
+        for row in rows(1.0, multiple=multiple)
+        + rows(1.0, scale=0.3, multiple=multiple, control="random_init")
+    ]
+    found = summary(planted, d_sae_per_d_model=sizes)
+    assert found["exponent"]["beta"] is not None
+    assert "their untrained twins pack" in headline(found)
+    assert "without an interval" not in headline(found)
+
+
+def test_models_of_another_depth_keep_their_own_primary_layer() -> None:
+    known = facts()
+    deeper = rows(1.0)
+    for fact in known[:2]:
+        fact["n_layers"] = 5
+    for row in deeper:
+        if row["model"] in NAMES[:2]:
+            row["layer"] = 1  # 2 of 5 blocks: the lower one of the two nearest to half
+    found = summarise(tidy(pd.DataFrame(deeper), known), known, config())
+    assert found["exponent"]["n_models"] == 6
+    assert "6 trained models" in headline(found)
+
+
+def test_ten_models_are_not_too_many() -> None:
+    names = [f"m{i}" for i in range(11)]
+    widths = [32 + 16 * i for i in range(11)]
+    known = [
+        facts()[0] | {"name": n, "d_model": w, "loss_nats_per_token": 20 / w + 2}
+        for n, w in zip(names, widths, strict=True)
+    ]
+    planted = [
+        row | {"model": name, "value": 2.0 * width if row["quantity"] == "reproducible" else
+               row["value"], "d_sae": 8 * width}
+        for name, width in zip(names, widths, strict=True)
+        for row in rows(1.0)
+        if row["model"] == NAMES[0]
+    ]  # fmt: skip
+    found = summarise(tidy(pd.DataFrame(planted), known), known, config(models=tuple(names)))
+    assert found["correlation"][0]["n_models"] == 11
+
+
+def test_models_of_several_tokenizers_are_compared_per_byte() -> None:
+    known = facts()
+    known[0]["tokens_sha256"] = "another"
+    found = summarise(tidy(pd.DataFrame(rows()), known), known, config())
+    assert found["scaling"]["loss"] == found["correlation"][0]["loss"] == "loss_nats_per_byte"
+    assert summary(rows())["scaling"]["loss"] == "loss_nats_per_token"
 
 
 def test_across_widths_the_correlation_says_what_it_is() -> None:

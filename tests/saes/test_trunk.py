@@ -116,6 +116,21 @@ def test_a_stream_that_ends_early_ends_branches_too() -> None:
         assert sae.metadata["status"] == "stream ended"
 
 
+def test_a_branch_that_parts_before_the_first_rows() -> None:
+    """The first chunk has rows for another hook point only, the next more than is shared."""
+    configs = [config(), half()]
+
+    def late() -> Iterator[dict[str, Tensor]]:
+        rows = next(stream(1, 5000))["resid"]
+        yield {"resid": rows[:0], "other": rows}
+        yield {"resid": rows, "other": rows}
+
+    beside = config(hook_point="other")
+    together = train(late(), [*configs, beside])
+    for one, sae in zip(configs, together[:2], strict=True):
+        assert_same(train(late(), [one, beside])[0], sae)
+
+
 class Killed(Exception):
     pass
 
