@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from interp.ladder import RECORDS_FILE
+from interp.ladder.bracket import best_run, open_sides
 from interp.ladder.corpus import MANIFEST_FILE
-from interp.ladder.recipe import HEAD_SIZE, N_CTX, N_LAYERS, VOCAB_SIZE, Recipe
+from interp.ladder.recipe import HEAD_SIZE, N_CTX, N_LAYERS, VOCAB_SIZE, Recipe, learning_rates
 
 CARD_FILE = Path(__file__).with_name("MODEL_CARD.md")
 BRACKET_FILE = Path(__file__).with_name("bracket.json")
@@ -55,8 +56,10 @@ they fell: where a wider model is not better, that is the result.
 ## Learning-rate bracket
 
 Short runs with the same schedule; held-out loss in nats per token. They ran on the same corpus with
-one more project in it, which was then dropped because it became a dependency. At 256 the rate
-inside the blocks is bracketed from above only: the smallest that was tried is the best.
+one more project in it, which was then dropped because it became a dependency. A side of the best
+rate is closed by a worse run beyond it that differs in that rate alone.
+
+{sides}
 
 | d_model | tokens | lr | lr inside blocks | held-out loss |
 |---|---|---|---|---|
@@ -102,7 +105,25 @@ def card_text(
         for b in sorted(bracket, key=lambda b: (b["d_model"], b["lr"], b["lr_hidden"]))
     ]
     bigram = next(iter(records.values()))["bigram_nats_per_token"]
-    return head + "\n".join(rows) + "\n" + _TAIL.format(bigram=bigram, bracket="\n".join(tries))
+    return (
+        head
+        + "\n".join(rows)
+        + "\n"
+        + _TAIL.format(bigram=bigram, bracket="\n".join(tries), sides="\n".join(_sides(bracket)))
+    )
+
+
+def _sides(bracket: list[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for d_model in sorted({run["d_model"] for run in bracket}):
+        best, still = best_run(bracket, d_model), open_sides(bracket, d_model)
+        lr, lr_hidden = learning_rates(d_model)
+        state = f"open: {'; '.join(still)}" if still else "closed on all sides"
+        lines.append(
+            f"- width {d_model}: best {best['lr']:g} and {best['lr_hidden']:g} inside the blocks "
+            f"({state}); the ladder uses {lr:g} and {lr_hidden:g}"
+        )
+    return lines
 
 
 def write_card() -> None:

@@ -14,9 +14,10 @@ import torch
 from interp import ladder
 from interp.errors import UserError
 from interp.ladder import corpus
+from interp.ladder.bracket import best_run, open_sides
 from interp.ladder.build import bigram_loss
 from interp.ladder.card import BRACKET_FILE, CARD_FILE, card_text
-from interp.ladder.recipe import BRACKET, Recipe, learning_rates
+from interp.ladder.recipe import BRACKET, BRACKET_TOKENS, Recipe, learning_rates
 from interp.ladder.train import build_model, held_out_loss, train
 
 MAX_BYTES = 32_000_000
@@ -94,11 +95,37 @@ def test_the_card_is_what_the_records_say() -> None:
     assert CARD_FILE.read_text() == card_text(records, manifest, bracket)
 
 
-def test_the_bracket_holds_the_chosen_rates_on_both_sides() -> None:
-    for width, pairs in BRACKET.items():
-        lr, lr_hidden = learning_rates(width)
-        for chosen, tried in ((lr, [p[0] for p in pairs]), (lr_hidden, [p[1] for p in pairs])):
-            assert min(tried) <= chosen <= max(tried), width
+def test_the_chosen_rates_lie_among_those_that_were_run() -> None:
+    runs = json.loads(BRACKET_FILE.read_text())
+    assert len({run["d_model"] for run in runs}) >= 3
+    for width in {run["d_model"] for run in runs}:
+        for rate, chosen in zip(("lr", "lr_hidden"), learning_rates(width), strict=True):
+            tried = [run[rate] for run in runs if run["d_model"] == width]
+            assert min(tried) < chosen < max(tried), (width, rate)
+
+
+def test_every_run_of_the_bracket_is_in_the_recipe() -> None:
+    for run in json.loads(BRACKET_FILE.read_text()):
+        assert (run["lr"], run["lr_hidden"]) in BRACKET[run["d_model"]]
+        assert run["n_tokens"] == BRACKET_TOKENS[run["d_model"]]
+
+
+@pytest.mark.parametrize("width", [32, 96])
+def test_the_bracket_is_closed_on_all_sides(width: int) -> None:
+    assert open_sides(json.loads(BRACKET_FILE.read_text()), width) == []
+
+
+def test_a_bracket_that_ends_downhill_is_open() -> None:
+    def run(lr: float, lr_hidden: float, loss: float) -> dict[str, float]:
+        return {"d_model": 8, "lr": lr, "lr_hidden": lr_hidden, "held_out_loss_nats": loss}
+
+    runs = [run(2, 1, 5.0), run(4, 1, 4.0), run(8, 1, 4.5), run(4, 2, 4.2)]
+    assert best_run(runs, 8) == runs[1]
+    assert open_sides(runs, 8) == ["rate inside the blocks, below"]
+    assert open_sides([*runs, run(4, 0.5, 3.9)], 8) == ["rate inside the blocks, below"]
+    assert open_sides([*runs, run(4, 0.5, 4.1)], 8) == []
+    # A worse run that differs in both rates shows nothing.
+    assert open_sides([*runs, run(3, 0.5, 9.0)], 8) == ["rate inside the blocks, below"]
 
 
 def test_an_unknown_name_is_a_key_error() -> None:
