@@ -156,8 +156,10 @@ def choose_k(
     target_fvu: float,
     k_max: int,
 ) -> tuple[int, bool]:
-    """Smallest k <= k_max whose interpolated FVU is at most the target, and whether there is one.
+    """The k <= k_max whose interpolated FVU is nearest to the target; whether the target is reached.
 
+    Nearest, not the first below it: at narrow widths one more latent lowers FVU by a tenth, and all
+    models are to be compared at one FVU.
     log FVU is interpolated linearly in log k between the pilots; it may not rise with k (a pilot
     above an earlier one is training noise and takes the earlier value). Never extrapolated: below
     the smallest pilot the answer is that pilot, and where the target is not reached by
@@ -175,10 +177,9 @@ def choose_k(
     last = max(1, min(k_max, int(ks[-1])))
     first = min(last, int(ks[0]))
     candidates = np.arange(first, last + 1)
-    reached = np.interp(np.log(candidates), np.log(ks), log_fvus) <= np.log(target_fvu) + 1e-12
-    if not reached.any():
-        return last, False
-    return int(candidates[np.argmax(reached)]), True
+    above_target = np.interp(np.log(candidates), np.log(ks), log_fvus) - np.log(target_fvu)
+    chosen = int(candidates[np.argmin(np.abs(above_target))])
+    return chosen, bool((above_target <= 1e-12).any())
 
 
 def converged(

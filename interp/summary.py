@@ -59,7 +59,7 @@ def summarise(
         "about": config.primary_stream,
         "layer_fraction": config.primary_layer_fraction,
         "d_sae_per_d_model": config.d_sae_per_d_model[0],
-        "k_rule": f"k <= d_model/4 at which a pilot's FVU reaches {config.target_fvu}",
+        "k_rule": f"k <= d_model/4 whose FVU in pilots is nearest to {config.target_fvu}",
     }
     chosen = [r for r in packing if _is_primary(r, primary, facts)]
     exponent = _exponent(chosen, facts, primary)

@@ -73,7 +73,7 @@ def packing_table(rows: Sequence[PackingRow]) -> Table:
 
 
 K_RULES = {
-    "fvu": "reaches the target FVU",
+    "fvu": "nearest to the target FVU",
     "constant": "the same at every width",
     "proportional": "an eighth of the width",
 }

@@ -313,17 +313,17 @@ def test_estimate_refuses_nan_and_keeps_undertrained_out():
 
 
 def test_choose_k_interpolates_in_logarithms():
-    # FVU = 1.6 / k exactly: .3 is reached at 5.33, so 6 is the smallest that reaches it.
+    # FVU = 1.6 / k exactly: .3 is reached at 5.33, and 5 is nearer to it than 6.
     pilots, fvus = [16, 2, 8, 4], [0.1, 0.8, 0.2, 0.4]
-    assert choose_k(pilots, fvus, 0.3, 16) == (6, True)
+    assert choose_k(pilots, fvus, 0.3, 16) == (5, True)
     # Interpolated in k instead of log k this would be 7.
-    assert choose_k(pilots, fvus, 0.27, 16) == (6, True)
+    assert choose_k(pilots, fvus, 0.25, 16) == (6, True)
     assert choose_k(pilots, fvus, 0.2, 16) == (8, True)
     assert choose_k(pilots, fvus, 0.9, 16) == (2, True)
     assert choose_k(pilots, fvus, 0.05, 16) == (16, False)
     assert choose_k(pilots, fvus, 0.05, 64) == (16, False)
     assert choose_k(pilots, fvus, 0.1, 8) == (8, False)
-    assert choose_k(pilots, fvus, 0.3, 6) == (6, True)
+    assert choose_k(pilots, fvus, 0.3, 6) == (5, True)
     assert choose_k(pilots, fvus, 0.3, 5) == (5, False)
     # A pilot that rose is noise.
     assert choose_k([2, 4, 8], [0.3, 0.4, 0.1], 0.3, 8) == (2, True)

@@ -41,9 +41,9 @@ def test_the_sensitivity_to_k_lists_the_primary_rule_first() -> None:
     assert table is not None
     assert [row[0] for row in table.rows] == ["ladder/d032", "ladder/d032", "ladder/d064"]
     assert column(table, "Rule for k") == [
-        "reaches the target FVU",
+        "nearest to the target FVU",
         "an eighth of the width",
-        "reaches the target FVU",
+        "nearest to the target FVU",
     ]
     assert column(table, "k") == ["3", "4", "6"]
 
