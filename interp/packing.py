@@ -156,7 +156,7 @@ def choose_k(
     target_fvu: float,
     k_max: int,
 ) -> tuple[int, bool]:
-    """The k <= k_max whose interpolated FVU is nearest to the target; whether the target is reached.
+    """The k <= k_max whose interpolated FVU is nearest to the target; whether that is reached.
 
     Nearest, not the first below it: at narrow widths one more latent lowers FVU by a tenth, and all
     models are to be compared at one FVU.
