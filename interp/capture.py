@@ -18,10 +18,8 @@ from interp.errors import UserError
 from interp.hook_points import HookPoint, resolve, watch
 from interp.loss import block_nll
 from interp.models import Model
+from interp.sinks import SinkFilter
 from interp.tokens import TokenBlocks
-
-SINK_NORM_RATIO = 10.0
-"""A token whose norm exceeds this many median norms is a sink and no SAE should see it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +30,7 @@ class Chunk:
     """
 
     acts: dict[str, Float[Tensor, "token d_model"]]
-    """By the printed name of the hook point; float32. Rows of padding hold no meaning."""
+    """By the printed name of the hook point. Rows of padding hold no meaning."""
     token_ids: Int[Tensor, " token"]
     positions: Int[Tensor, " token"]
     doc_ids: Int[Tensor, " token"]
@@ -69,12 +67,15 @@ def capture(
     chunk_tokens: int = 131_072,
     batch_size: int = 32,
     with_loss: bool = False,
+    dtype: torch.dtype = torch.float32,
+    sinks: SinkFilter | None = None,
 ) -> Iterator[Chunk]:
     """Yield chunks of about `chunk_tokens` positions with the raw stream at every hook point.
 
-    `batch_size` counts blocks. Without the loss the pass stops after the last wanted layer. Sinks
-    are tokens with more than 10 times the median norm at any hook point, the median taken over the
-    other kept tokens of the first batch, so it does not depend on `chunk_tokens`.
+    `batch_size` counts blocks; `dtype` is that of the chunks, not of the model. Without the loss
+    the pass stops after the last wanted layer. Sinks are tokens with more than 10 times the median
+    norm at any hook point, the median taken over the other kept tokens of the first batch, so it
+    does not depend on `chunk_tokens`; `sinks` brings limits found earlier.
 
     Hook points are checked at the call, not at the first chunk. Raises UserError for an unknown
     hook point, and for values that are not finite, naming hook point and document.
@@ -82,7 +83,8 @@ def capture(
     points = resolve(hook_points, model.hf)
     if chunk_tokens < 1 or batch_size < 1:
         raise UserError("chunk_tokens and batch_size must be at least 1")
-    return _chunks(model, tokens, points, chunk_tokens, batch_size, with_loss)
+    sinks = SinkFilter() if sinks is None else sinks
+    return _chunks(model, tokens, points, chunk_tokens, batch_size, with_loss, dtype, sinks)
 
 
 def run_blocks(
@@ -124,14 +126,15 @@ def _chunks(
     chunk_tokens: int,
     batch_size: int,
     with_loss: bool,
+    dtype: torch.dtype,
+    sinks: SinkFilter,
 ) -> Iterator[Chunk]:
     n_ctx = tokens.n_ctx
     blocks_per_chunk = max(1, chunk_tokens // n_ctx)
-    sinks = _Sinks(points)
     for first in range(0, len(tokens), blocks_per_chunk):
         part = tokens[first : first + blocks_per_chunk]
         # Ordinary tensors, made outside inference mode: a consumer may need gradients.
-        acts = {p: torch.empty(len(part) * n_ctx, model.d_model) for p in points}
+        acts = {p: torch.empty(len(part) * n_ctx, model.d_model, dtype=dtype) for p in points}
         nll = torch.empty(len(part), n_ctx) if with_loss else None
         keep = (part.is_target).clone()
         for start in range(0, len(part), batch_size):
@@ -167,30 +170,3 @@ def _copy_into(rows: Float[Tensor, "token d_model"]) -> Callable[[Tensor], None]
 
 def _flat(x: Tensor) -> Tensor:
     return rearrange(x, "block pos -> (block pos)")
-
-
-class _Sinks:
-    """Norm limits per hook point, set on the first batch; also the check for finite values."""
-
-    def __init__(self, points: list[HookPoint]) -> None:
-        self._limits: dict[HookPoint, float] = {}
-        self._points = points
-
-    def allowed(
-        self, acts: Mapping[HookPoint, Float[Tensor, "token d_model"]], batch: TokenBlocks
-    ) -> Bool[Tensor, "block pos"]:
-        ordinary = _flat(batch.is_target)
-        allowed = torch.ones_like(ordinary)
-        for point in self._points:
-            norms = torch.linalg.vector_norm(acts[point], dim=-1)
-            if not torch.isfinite(norms).all():
-                row = int((~torch.isfinite(norms)).nonzero()[0])
-                raise UserError(
-                    f"{point}: values that are not finite, first in document "
-                    f"{int(_flat(batch.doc_ids)[row])} of {batch.corpus}; "
-                    "check the checkpoint or load it in float32"
-                )
-            if point not in self._limits and ordinary.any():
-                self._limits[point] = SINK_NORM_RATIO * float(norms[ordinary].median())
-            allowed &= norms <= self._limits.get(point, float("inf"))
-        return rearrange(allowed, "(block pos) -> block pos", pos=batch.n_ctx)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from interp import cli_capture
+from interp.cli_parts import (
+    TEXT_HELP,
+    USER_ERROR,
+    Parser,
+    command,
+    count,
+    json_flag,
+    print_json,
+    print_table,
+)
 from interp.errors import UserError
 
-USER_ERROR = 2
 INTERRUPTED = 130
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line in one line, as every other wrong input."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USER_ERROR, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+_LOSS_TOKENS = 262_144
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,17 +58,17 @@ def _refuse(message: str) -> int:
 
 
 def _build() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="interp",
         description="How many features each layer of a language model packs per dimension, and "
         "whether that packing explains the model's loss.",
     )
-    commands = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=_Parser)
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=Parser)
 
-    models = _command(commands, "models", _models, "what can be loaded here, with sizes")
-    _json_flag(models)
+    models = command(commands, "models", _models, "what can be loaded here, with sizes")
+    json_flag(models)
 
-    loss = _command(
+    loss = command(
         commands,
         "loss",
         _loss,
@@ -73,16 +76,18 @@ def _build() -> argparse.ArgumentParser:
         "interp loss ladder/d064 ladder/d128 --text stdlib --json",
     )
     loss.add_argument("model", nargs="+", metavar="MODEL", help="ladder/dNNN, directory, hub name")
-    loss.add_argument("--text", default="deps", metavar="SRC", help=_TEXT_HELP)
+    loss.add_argument("--text", default="deps", metavar="SRC", help=TEXT_HELP)
     loss.add_argument(
-        "--tokens", type=_count, default=_LOSS_TOKENS, metavar="N", help="at most N tokens"
+        "--tokens", type=count, default=_LOSS_TOKENS, metavar="N", help="at most N tokens"
     )
     loss.add_argument(
         "--split", choices=("all", "train", "held_out"), default="held_out", help="of documents"
     )
-    _json_flag(loss)
+    json_flag(loss)
 
-    study = _command(
+    cli_capture.add(commands)
+
+    study = command(
         commands,
         "study",
         _study,
@@ -100,24 +105,24 @@ def _build() -> argparse.ArgumentParser:
     study.add_argument(
         "--models", nargs="+", metavar="MODEL", help="these models instead of the preset's"
     )
-    study.add_argument("--text", metavar="SRC", help=_TEXT_HELP)
-    study.add_argument("--tokens", type=_count, metavar="N", help="training tokens of each SAE")
+    study.add_argument("--text", metavar="SRC", help=TEXT_HELP)
+    study.add_argument("--tokens", type=count, metavar="N", help="training tokens of each SAE")
     study.add_argument("--seeds", type=int, metavar="N", help="SAE seeds")
     study.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
 
-    report = _command(
+    report = command(
         commands, "report", _report, "write a finished study's report and figures again"
     )
     report.add_argument("dir", type=Path, metavar="DIR", help="a finished study")
 
-    ladder = _command(commands, "ladder", None, "rebuild the embedded ladder from its recipe")
-    steps = ladder.add_subparsers(metavar="STEP", parser_class=_Parser, required=True)
+    ladder = command(commands, "ladder", None, "rebuild the embedded ladder from its recipe")
+    steps = ladder.add_subparsers(metavar="STEP", parser_class=Parser, required=True)
     for name, call, text in (
         ("corpus", _ladder_corpus, "fetch the pinned wheels, filter their source, make tokens"),
         ("bracket", _ladder_bracket, "short runs that bracket the learning rate"),
         ("train", _ladder_train, "train models; resumes after a kill"),
     ):
-        step = _command(steps, name, call, text)
+        step = command(steps, name, call, text)
         step.add_argument(
             "--dir",
             type=Path,
@@ -133,66 +138,14 @@ def _build() -> argparse.ArgumentParser:
     return parser
 
 
-_LOSS_TOKENS = 262_144
-_TEXT_HELP = "deps (default), stdlib, a .txt/.jsonl file, a folder, or a hub data set"
-
-
-def _command(
-    commands: Any,
-    name: str,
-    call: Callable[[argparse.Namespace], None] | None,
-    text: str,
-    example: str | None = None,
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=text, description=text, epilog=f"example: {example}" if example else None
-    )
-    if call is not None:
-        parser.set_defaults(call=call)
-    return parser
-
-
-def _json_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
-
-
-def _count(text: str) -> int:
-    """A number of tokens: 200000, 2e5, 200k, 1M."""
-    units = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
-    scale = units.get(text[-1:].lower(), 1)
-    try:
-        value = float(text[:-1] if scale != 1 else text) * scale
-    except ValueError:
-        value = -1.0
-    if not 1 <= value < 1e15 or value != int(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens; write 200000 or 200k")
-    return int(value)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, allow_nan=False))
-
-
-def _print_table(rows: list[dict[str, Any]], title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column, value in rows[0].items() if rows else []:
-        table.add_column(column, justify="left" if isinstance(value, str) else "right")
-    for row in rows:
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
 def _models(args: argparse.Namespace) -> None:
     from interp.models import list_models
 
     found = [vars(info) for info in list_models()]
     if args.json:
-        _print_json(found)
+        print_json(found)
         return
-    _print_table(found, "models that load here without a network")
+    print_table(found, "models that load here without a network")
 
 
 def _loss(args: argparse.Namespace) -> None:
@@ -225,7 +178,7 @@ def _loss(args: argparse.Namespace) -> None:
         )
         del model
     if args.json:
-        _print_json(rows)
+        print_json(rows)
         return
     assert corpus is not None
     shown = [
@@ -241,7 +194,7 @@ def _loss(args: argparse.Namespace) -> None:
         }
         for r in rows
     ]
-    _print_table(shown, f"loss on {corpus.name} ({args.split} documents)")
+    print_table(shown, f"loss on {corpus.name} ({args.split} documents)")
 
 
 def _study(args: argparse.Namespace) -> None:

@@ -86,8 +86,8 @@ def parse(text: str | HookPoint) -> HookPoint:
     match = _FORM.fullmatch(text.strip())
     if match is None:
         raise UserError(
-            f"{text!r} is no hook point; write it like blocks.2.hook_resid_post "
-            f"(kinds: {', '.join(KINDS)})"
+            f"{text!r} is no hook point; write it like blocks.2.hook_resid_post, or a bare kind "
+            f"for every layer (kinds: {', '.join(KINDS)})"
         )
     if match[2] not in KINDS:
         raise UserError(f"{text!r}: unknown kind {match[2]!r}; choose one of {', '.join(KINDS)}")
@@ -97,12 +97,19 @@ def parse(text: str | HookPoint) -> HookPoint:
 def resolve(hook_points: Sequence[str | HookPoint] | str | HookPoint, hf: Any) -> list[HookPoint]:
     """Parse, check against the model, and sort in forward order without repeats.
 
-    Raises UserError for a layer the model lacks or a kind its architecture does not compute.
+    A bare kind such as `resid_post` stands for that kind at every layer. Raises UserError for a
+    layer the model lacks or a kind its architecture does not compute.
     """
     if isinstance(hook_points, (str, HookPoint)):
         hook_points = [hook_points]
-    points = sorted({parse(p) for p in hook_points}, key=lambda p: p.order)
     n_layers = len(blocks(hf))
+    found: set[HookPoint] = set()
+    for text in hook_points:
+        if text in KINDS:
+            found.update(HookPoint(str(text), layer) for layer in range(n_layers))
+        else:
+            found.add(parse(text))
+    points = sorted(found, key=lambda p: p.order)
     for point in points:
         if point.layer >= n_layers:
             raise UserError(

@@ -44,6 +44,8 @@ class Model:
     """Rows of the input embedding: token ids must be smaller."""
     n_params: int
     """Tied matrices counted once."""
+    parity_error: float | None = None
+    """Largest relative difference from an unhooked transformers run; None if not compared."""
 
     @property
     def device(self) -> torch.device:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from interp.capture import SINK_NORM_RATIO, capture, run_blocks
+from interp.capture import capture, run_blocks
 from interp.errors import UserError
 from interp.hook_points import KINDS, HookPoint
 from interp.loss import LossSums, loss
+from interp.sinks import SINK_NORM_RATIO, SinkFilter
 
 POSTS = [f"blocks.{layer}.hook_resid_post" for layer in range(3)]
 
@@ -146,6 +147,20 @@ def test_sink_tokens_are_dropped_and_others_kept(
         assert where.any()
         assert chunk.keep[where].any() != is_sink
         assert torch.equal(chunk.keep[~where], chunk.is_target[~where])
+
+
+def test_sink_limits_come_from_the_first_batch_or_from_before(
+    tiny_model: Any, tiny_tokens: Any
+) -> None:
+    first, later = SinkFilter(), SinkFilter()
+    whole(tiny_model, tiny_tokens, POSTS, batch_size=2, sinks=first)
+    whole(tiny_model, tiny_tokens[2:], POSTS, batch_size=2, sinks=later)
+    assert first.limits != later.limits
+    resumed = SinkFilter(first.limits)
+    whole(tiny_model, tiny_tokens[2:], POSTS, batch_size=2, sinks=resumed)
+    assert resumed.limits == first.limits
+    none = SinkFilter(dict.fromkeys(POSTS, 0.0))
+    assert not whole(tiny_model, tiny_tokens, POSTS, sinks=none).keep.any()
 
 
 def test_a_consumer_may_take_gradients_and_is_not_in_inference_mode(

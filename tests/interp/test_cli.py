@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from interp import cli
+from interp.cli_parts import count, size
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -38,16 +39,21 @@ def test_help_lists_the_commands_without_heavy_imports() -> None:
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for command in ("models", "loss", "study", "report", "ladder"):
+    for command in ("models", "loss", "capture", "study", "report", "ladder"):
         assert command in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("text", "count"),
+    ("text", "value"),
     [("200000", 200_000), ("2e5", 200_000), ("200k", 200_000), ("1.5M", 1_500_000)],
 )
-def test_numbers_of_tokens(text: str, count: int) -> None:
-    assert cli._count(text) == count
+def test_numbers_of_tokens(text: str, value: int) -> None:
+    assert count(text) == value
+
+
+@pytest.mark.parametrize(("text", "value"), [("4096", 4096), ("20GB", 20 * 10**9), ("1.5kb", 1500)])
+def test_numbers_of_bytes(text: str, value: int) -> None:
+    assert size(text) == value
 
 
 def test_loss_answers_as_in_the_contract(
@@ -68,6 +74,46 @@ def test_loss_prints_a_table(
 ) -> None:
     cli.main(["loss", str(tiny_dir), "--text", str(text_folder), "--split", "all"])
     assert "nats/token" in capsys.readouterr().out
+
+
+def captured(model: Path, text: Path, out: Path, *more: str) -> tuple[str, ...]:
+    return ("capture", str(model), "--out", str(out), "--hook-points", "resid_post",
+            "--tokens", "150", "--text", str(text), "--split", "all", *more)  # fmt: skip
+
+
+def test_capture_answers_and_resumes(
+    tiny_dir: Path, text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = captured(tiny_dir, text_folder, tmp_path / "s", "--loss", "--store-dtype", "bfloat16")
+    assert cli.main([*line, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert facts["hook_points"] == [f"blocks.{i}.hook_resid_post" for i in range(3)]
+    assert facts["dtype"] == "bfloat16"
+    assert facts["n_tokens"] == 150
+    assert 0 < facts["n_rows"] < 150
+    assert facts["dropped_fraction"] == pytest.approx(1 - facts["n_rows"] / 150)
+    assert 3 < facts["loss_nats_per_token"] < 20
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "s").glob("acts-*")}
+    assert cli.main(line) == 0
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "s").glob("acts-*")} == before
+    assert "dropped_fraction" in capsys.readouterr().out
+
+
+def test_a_wrong_capture_is_one_line_and_writes_nothing(
+    tiny_dir: Path, text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    for more, complaint in (
+        (("--hook-points", "blocks.9.hook_resid_post"), "3 layers"),
+        (("--budget", "2kb"), "would fit"),
+        (("--budget", "plenty"), "plenty"),
+        (("--device", "abacus"), "abacus"),
+        (("--threads", "0"), "--threads 0"),
+    ):
+        assert complaint in refused(capsys, *captured(tiny_dir, text_folder, out, *more))
+        assert not out.exists()
+    out.write_text("mine")
+    assert "is a file" in refused(capsys, *captured(tiny_dir, text_folder, out))
 
 
 def test_models_lists_what_loads_here(capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,6 +108,18 @@ def test_resolve_sorts_in_forward_order_and_drops_repeats() -> None:
     assert resolve("blocks.0.hook_resid_mid", hf) == [HookPoint("resid_mid", 0)]
 
 
+def test_a_bare_kind_stands_for_every_layer() -> None:
+    points = resolve(["attn_out", "blocks.1.hook_resid_pre"], tiny("gpt2"))
+    assert [str(p) for p in points] == [
+        "blocks.0.hook_attn_out",
+        "blocks.1.hook_resid_pre",
+        "blocks.1.hook_attn_out",
+        "blocks.2.hook_attn_out",
+    ]
+    with pytest.raises(UserError, match=r"blocks\.0\.hook_resid_mid.*parallel"):
+        resolve("resid_mid", tiny("gpt_neox"))
+
+
 def test_a_layer_beyond_the_model_is_refused() -> None:
     with pytest.raises(UserError, match="3 layers; use a layer from 0 to 2"):
         resolve("blocks.3.hook_resid_post", tiny("gpt2"))

@@ -1,0 +1,125 @@
+"""`interp capture`: activations to disk, resumable; thin, like `interp.cli`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp.cli_parts import TEXT_HELP, command, count, json_flag, print_json, print_table, size
+
+if TYPE_CHECKING:
+    from interp.store import Store
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add(commands: Any) -> None:
+    """The parser of the command."""
+    parser = command(
+        commands,
+        "capture",
+        _capture,
+        "activations to disk: safetensors shards with a manifest; run again to resume",
+        "interp capture ladder/d064 --out acts --hook-points resid_post --tokens 1M --loss",
+    )
+    parser.add_argument("model", metavar="MODEL", help="ladder/dNNN, directory, hub name")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of the store")
+    parser.add_argument(
+        "--hook-points",
+        nargs="+",
+        required=True,
+        metavar="POINT",
+        help="blocks.N.hook_KIND, or KIND for every layer: resid_pre, attn_out, resid_mid, "
+        "mlp_out, resid_post",
+    )
+    parser.add_argument("--tokens", type=count, required=True, metavar="N", help="at most N")
+    parser.add_argument("--text", default="deps", metavar="SRC", help=TEXT_HELP)
+    parser.add_argument(
+        "--split", choices=("all", "train", "held_out"), default="train", help="of documents"
+    )
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the model")
+    parser.add_argument("--store-dtype", choices=_DTYPES, help="on disk (default: --dtype)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    parser.add_argument(
+        "--positions",
+        choices=("sae", "all"),
+        default="sae",
+        help="sae: without position 0, tokens before documents and high-norm sinks",
+    )
+    parser.add_argument("--loss", action="store_true", help="store each token's loss too")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="blocks at once")
+    parser.add_argument("--budget", type=size, metavar="BYTES", help="at most, such as 20GB")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    parser.add_argument("--repair", action="store_true", help="capture damaged shards again")
+    json_flag(parser)
+
+
+def _capture(args: argparse.Namespace) -> None:
+    import torch
+
+    from interp.errors import UserError
+    from interp.models import load
+    from interp.progress import Progress
+    from interp.recording import prepare, record
+    from interp.store import DTYPES, MANIFEST, open_store
+    from interp.tokens import tokens
+
+    if args.threads is not None and args.threads < 1:
+        raise UserError(f"--threads {args.threads}; use 1 or more")
+    if (args.out / MANIFEST).exists() and args.threads is None:
+        args.threads = open_store(args.out).manifest.origin.threads
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    model = load(args.model, device=args.device, dtype=DTYPES[args.dtype])
+    blocks = tokens(args.text, model, n_tokens=args.tokens, split=args.split)
+    for warning in blocks.warnings:
+        print(f"interp: warning: {warning}", file=sys.stderr)
+    recording = prepare(
+        model,
+        blocks,
+        args.hook_points,
+        dtype=args.store_dtype,
+        positions=args.positions,
+        with_loss=args.loss,
+        batch_size=args.batch,
+    )
+    progress = Progress(len(blocks))
+    done_before: int | None = None
+
+    def heartbeat(store: Store) -> None:
+        nonlocal done_before
+        if done_before is None:
+            done_before = store.blocks_done - store.manifest.shards[-1].n_blocks
+            progress.skip(done_before)
+        progress.at(f"{args.model}: capturing", store.blocks_done - done_before)
+
+    store = record(
+        recording, args.out, budget_bytes=args.budget, repair=args.repair, heartbeat=heartbeat
+    )
+    progress.close(f"{args.out}: {len(store):,} rows, {store.n_bytes:,} bytes")
+    _print(store, args.json)
+
+
+def _print(store: Store, as_json: bool) -> None:
+    origin = store.manifest.origin
+    facts: dict[str, Any] = {
+        "path": str(store.path),
+        "model": origin.model,
+        "text": origin.text,
+        "dtype": origin.dtype,
+        "n_tokens": origin.n_tokens,
+        "n_rows": len(store),
+        "dropped_fraction": store.dropped_fraction,
+        "n_bytes": store.n_bytes,
+        "n_shards": len(store.manifest.shards),
+        "parity_error": store.manifest.parity_error,
+    }
+    if origin.with_loss:
+        facts["loss_nats_per_token"] = store.loss().nats_per_token
+    if as_json:
+        print_json(facts | {"hook_points": origin.hook_points})
+        return
+    facts["dropped_fraction"] = f"{store.dropped_fraction:.4f}"
+    print_table([facts], f"{len(origin.hook_points)} hook points, {', '.join(origin.hook_points)}")

@@ -1,0 +1,80 @@
+"""What the commands share: a parser that refuses in one line, counts with units, tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+USER_ERROR = 2
+TEXT_HELP = "deps (default), stdlib, a .txt/.jsonl file, a folder, or a hub data set"
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong command line in one line, as every other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+def command(
+    commands: Any,
+    name: str,
+    call: Callable[[argparse.Namespace], None] | None,
+    text: str,
+    example: str | None = None,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=text, description=text, epilog=f"example: {example}" if example else None
+    )
+    if call is not None:
+        parser.set_defaults(call=call)
+    return parser
+
+
+def json_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def count(text: str) -> int:
+    """A number of tokens: 200000, 2e5, 200k, 1M."""
+    units = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
+    scale = units.get(text[-1:].lower(), 1)
+    try:
+        value = float(text[:-1] if scale != 1 else text) * scale
+    except ValueError:
+        value = -1.0
+    if not 1 <= value < 1e15 or value != int(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens; write 200000 or 200k")
+    return int(value)
+
+
+def size(text: str) -> int:
+    """A number of bytes: 20GB, 500MB, 1.5TB, 4096; powers of ten."""
+    units = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
+    scale = units.get(text[-2:].lower(), 1)
+    try:
+        value = float(text[:-2] if scale != 1 else text) * scale
+    except ValueError:
+        value = -1.0
+    if not 1 <= value < 1e18:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes; write 20GB or 500MB")
+    return int(value)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, allow_nan=False))
+
+
+def print_table(rows: list[dict[str, Any]], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column, value in rows[0].items() if rows else []:
+        table.add_column(column, justify="left" if isinstance(value, str) else "right")
+    for row in rows:
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -1,0 +1,79 @@
+"""Files that are whole or not there, whatever kills the process; and one writer per folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from interp.errors import UserError
+
+_PARTIAL = ".partial"
+
+
+def write(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, on the disk itself, before any other content can be seen there.
+
+    Raises UserError when the disk is full; nothing is left of the attempt then.
+    """
+    partial = path.with_name(f".{path.name}{_PARTIAL}")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"{path}: no space left for its {len(data):,} bytes; what was written before is "
+                "usable: free some space and run the same line again to go on"
+            ) from error
+        raise
+
+
+def remove_partials(folder: Path) -> None:
+    """Delete what killed writers left. Only for the one who holds the folder's lock."""
+    for partial in folder.glob(f".*{_PARTIAL}"):
+        partial.unlink()
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other writers; released by the system when the process dies.
+
+    The lock is on the folder itself, so it leaves no file. Raises UserError when another has it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UserError(
+            f"{folder}: another process is writing there; wait for it or choose another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
