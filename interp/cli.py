@@ -12,6 +12,7 @@ from typing import Any
 
 from interp import cli_capture
 from interp.cli_parts import (
+    MODEL_HELP,
     TEXT_HELP,
     USER_ERROR,
     Parser,
@@ -75,7 +76,7 @@ def _build() -> argparse.ArgumentParser:
         "cross-entropy in nats per token and per byte, with intervals",
         "interp loss ladder/d064 ladder/d128 --text stdlib --json",
     )
-    loss.add_argument("model", nargs="+", metavar="MODEL", help="ladder/dNNN, directory, hub name")
+    loss.add_argument("model", nargs="+", metavar="MODEL", help=MODEL_HELP + ", or a family")
     loss.add_argument("--text", default="deps", metavar="SRC", help=TEXT_HELP)
     loss.add_argument(
         "--tokens", type=count, default=_LOSS_TOKENS, metavar="N", help="at most N tokens"
@@ -98,8 +99,9 @@ def _build() -> argparse.ArgumentParser:
         "what",
         nargs="?",
         default="quick",
-        metavar="PRESET|CONFIG.yaml",
-        help="quick (a preview, minutes), full (the result, hours), or a YAML file",
+        metavar="PRESET|FAMILY|CONFIG.yaml",
+        help="quick (a preview, minutes), full (the result, hours), a family with the settings of "
+        "quick (ladder, gpt2, pythia, opt, qwen2.5, cerebras-gpt), or a YAML file",
     )
     study.add_argument("--out", type=Path, metavar="DIR", help="default: runs/PRESET")
     study.add_argument(
@@ -149,6 +151,7 @@ def _models(args: argparse.Namespace) -> None:
 
 
 def _loss(args: argparse.Namespace) -> None:
+    from interp import families
     from interp.corpora import load_text
     from interp.loss import loss
     from interp.models import load
@@ -156,7 +159,7 @@ def _loss(args: argparse.Namespace) -> None:
 
     corpus = None
     rows = []
-    for name in args.model:
+    for name in families.expand(args.model):
         model = load(name)
         corpus = corpus or load_text(args.text)  # a wrong model name is answered before reading
         blocks = tokens(corpus, model, n_tokens=args.tokens, split=args.split)

@@ -7,7 +7,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp.cli_parts import TEXT_HELP, command, count, json_flag, print_json, print_table, size
+from interp.cli_parts import (
+    MODEL_HELP,
+    TEXT_HELP,
+    command,
+    count,
+    json_flag,
+    print_json,
+    print_table,
+    size,
+)
 
 if TYPE_CHECKING:
     from interp.store import Store
@@ -24,7 +33,7 @@ def add(commands: Any) -> None:
         "activations to disk: safetensors shards with a manifest; run again to resume",
         "interp capture ladder/d064 --out acts --hook-points resid_post --tokens 1M --loss",
     )
-    parser.add_argument("model", metavar="MODEL", help="ladder/dNNN, directory, hub name")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of the store")
     parser.add_argument(
         "--hook-points",

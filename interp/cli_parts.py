@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 USER_ERROR = 2
+MODEL_HELP = "ladder/dNNN, a directory, a .gguf file, a hub name, or hub-name@revision"
 TEXT_HELP = "deps (default), stdlib, a .txt/.jsonl file, a folder, or a hub data set"
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from interp import ladder
+from interp import families, ladder
 from interp.errors import UserError
 
 About = Literal["all", "contextual"]
@@ -170,17 +170,21 @@ def read_config(path: Path) -> StudyConfig:
 
 
 def resolve_config(what: str, overrides: dict[str, object]) -> StudyConfig:
-    """A preset or a YAML file, with overrides from the command line.
+    """A preset, a family (with the quick preset's settings) or a YAML file, with overrides.
 
     Other models than the preset's drop the twins and loss-only models that are not among them.
     """
     if what in PRESETS:
         base = PRESETS[what]
+    elif what in families.names():
+        base = PRESETS["quick"].model_copy(update={"preset": f"quick settings on {what}"})
+        overrides = {"models": families.members(what)} | overrides
     elif what.endswith((".yaml", ".yml")):
         base = read_config(Path(what))
     else:
         raise UserError(
-            f"unknown study {what!r}; use one of {', '.join(PRESETS)}, or the path of a YAML file"
+            f"unknown study {what!r}; use one of {', '.join(PRESETS)}, a family "
+            f"({', '.join(families.names())}), or the path of a YAML file"
         )
     data = base.model_dump() | overrides
     if "models" in overrides:
@@ -189,6 +193,8 @@ def resolve_config(what: str, overrides: dict[str, object]) -> StudyConfig:
         named = [str(m) for m in data["models"]]
         if base.preset == what:
             data["family"] = "ladder" if all(m.startswith("ladder/") for m in named) else "custom"
+        elif what in families.names():
+            data["family"] = what if set(named) <= set(families.members(what)) else "custom"
     if overrides and base.preset == what:
         data["preset"] = what if set(overrides) <= {"threads"} else f"{what} (changed)"
     return parse_config(data, what)

@@ -20,16 +20,20 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None and not text.endswith((".", "-"))
 
 
-def cached_file(name: str, filename: str, kind: Literal["model", "dataset"]) -> str | None:
-    """The path of a file in the local hub cache, or None."""
+def cached_file(
+    name: str, filename: str, kind: Literal["model", "dataset"], *, revision: str | None = None
+) -> str | None:
+    """The path of a file in the local hub cache, or None. Of the main branch, or of a revision."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, filename, repo_type=kind)
+    found = try_to_load_from_cache(name, filename, repo_type=kind, revision=revision)
     return found if isinstance(found, str) else None
 
 
-def require(name: str, kind: Literal["model", "dataset"], *, otherwise: str) -> None:
-    """Return when the hub has `name`; else raise UserError.
+def require(
+    name: str, kind: Literal["model", "dataset"], *, otherwise: str, revision: str | None = None
+) -> None:
+    """Return when the hub has `name` (at that revision); else raise UserError.
 
     `otherwise` ends the message: what can be loaded without the hub.
     """
@@ -41,6 +45,7 @@ def require(name: str, kind: Literal["model", "dataset"], *, otherwise: str) -> 
         HfHubHTTPError,
         HFValidationError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
@@ -48,10 +53,14 @@ def require(name: str, kind: Literal["model", "dataset"], *, otherwise: str) -> 
             f"{kind} {name!r} is not here and HF_HUB_OFFLINE forbids asking the hub; {otherwise}"
         )
     try:
-        HfApi().repo_info(name, repo_type=kind, timeout=TIMEOUT_SECONDS)
+        HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT_SECONDS)
     except GatedRepoError as error:
         raise UserError(
             f"{kind} {name!r} is gated on the hub; accept its terms and log in, or {otherwise}"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(
+            f"{kind} {name!r} has no revision {revision!r} on the hub; name a branch, tag or commit"
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(f"the hub has no {kind} named {name!r}; {otherwise}") from error

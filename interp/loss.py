@@ -72,6 +72,12 @@ class LossSums:
         docs = doc_ids.numpy()[mask]
         if docs.size == 0:
             return
+        if not torch.isfinite(nll[is_target]).all():
+            first = int(docs[~torch.isfinite(nll[is_target]).numpy()][0])
+            raise UserError(
+                f"the loss is not finite, first in document {first}; check the checkpoint or use "
+                "float32"
+            )
         size = max(self._sums.shape[1], int(docs.max()) + 1)
         grown = np.zeros((3, size))
         grown[:, : self._sums.shape[1]] = self._sums
@@ -163,8 +169,9 @@ def block_nll(
 ) -> Float[Tensor, "batch pos"]:
     """-log p(token at pos | the tokens before it in its block); 0 at position 0."""
     head = model.hf.get_output_embeddings()
+    hidden = hidden.to(head.weight.device)  # a model may be spread over several
     # Shift the targets, not the hidden states: those would be copied.
-    targets = torch.roll(ids, -1, dims=1)
+    targets = torch.roll(ids, -1, dims=1).to(hidden.device)
     shifted = token_nll(
         rearrange(hidden, "batch pos d -> (batch pos) d"),
         head.weight,

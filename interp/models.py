@@ -1,23 +1,21 @@
-"""A ladder name, a local directory or a hub name -> a language model with its tokenizer.
+"""A ladder name, a directory, a .gguf file or a hub name -> a language model with its tokenizer.
 
-Safetensors only, no pickle, no remote code, no silent change of dtype or device; a checkpoint that
-does not fill the architecture exactly is refused rather than completed with random weights.
+Safetensors or GGUF only, no pickle, no remote code, no silent change of dtype or device; a model
+whose captured tensors differ from transformers' own is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor
 
-from interp import checkpoints, hook_points, hub, ladder
+from interp import checkpoints, gguf_file, hook_points, hub, ladder, parity, pretrained
 from interp.errors import UserError
 
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -36,7 +34,7 @@ class Model:
     train_tokens: int | None
     """Tokens seen in training, from the key of that name in config.json; None when unstated."""
     weights_sha256: str
-    """Of the safetensors files in name order."""
+    """Of the safetensors files in name order, or of the GGUF file."""
     d_model: int
     n_layers: int
     n_ctx: int
@@ -94,29 +92,52 @@ class ModelInfo:
 
 
 def load(
-    name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    device_map: str | dict[str, Any] | None = None,
 ) -> Model:
-    """Load `ladder/d064`, a local directory, or a hub name, for inference.
+    """Load `ladder/d064`, a local directory, a .gguf file, or a hub name, for inference.
 
-    A local directory wins over a hub repository of the same name. Raises UserError for an unknown
-    name, a hub that cannot be reached, a directory without config, tokenizer or safetensors, a
-    truncated or incomplete checkpoint, an unsupported architecture, or an absent device.
+    A hub name may pin a revision: `EleutherAI/pythia-70m@step3000`. A local path wins over a hub
+    repository of the same name. `device_map` (`auto`, or a mapping of modules) spreads a model over
+    several devices, and then `device` must be left alone. The loaded model is compared with an
+    unhooked transformers run on a few tokens before it is handed out (`interp.parity`).
+
+    Raises UserError for an unknown name, a hub that cannot be reached, a directory without config,
+    tokenizer or safetensors, a truncated or incomplete checkpoint, an unsupported architecture, an
+    absent device, a map that leaves weights on no device, or values that differ from transformers'.
     """
     _check_device(device)
-    folder, tokenizer_folder = _find(name)
-    config = checkpoints.read_config(folder, name)
-    files = checkpoints.weight_files(folder, name)
-    checkpoints.require_tokenizer_files(tokenizer_folder, name)
-    hf = _load_weights(folder, name, dtype).to(device)
-    family = "ladder" if name.startswith("ladder/") else config["model_type"]
-    return wrap(
+    if device_map is not None and str(device) != "cpu":
+        raise UserError(f"device {device!r} and a device_map contradict each other; give one")
+    place = _find(name)
+    if place.gguf is not None:
+        hf, tokenizer = gguf_file.read(place.gguf, dtype, device_map)
+        files = [place.gguf]
+        train_tokens = None
+    else:
+        train_tokens = checkpoints.read_config(place.folder, name).get("train_tokens")
+        files = checkpoints.weight_files(place.folder, name)
+        checkpoints.require_tokenizer_files(place.tokenizer, name)
+        hf = pretrained.read_weights(place.folder, name, dtype=dtype, device_map=device_map)
+        tokenizer = pretrained.read_tokenizer(place.tokenizer, name)
+    if device_map is None:
+        hf = hf.to(device)
+    elif any(p.device.type == "meta" for p in hf.parameters()):
+        raise UserError(
+            f"{name}: the device_map leaves weights on no device; use devices with more memory"
+        )
+    model = wrap(
         hf,
-        _load_tokenizer(tokenizer_folder, name),
+        tokenizer,
         name=name,
-        family=family,
-        train_tokens=config.get("train_tokens"),
+        family="ladder" if name.startswith(ladder.PREFIX) else hf.config.model_type,
+        train_tokens=train_tokens,
         weights_sha256=checkpoints.hash_files(files),
     )
+    return replace(model, parity_error=parity.require(model))
 
 
 def wrap(
@@ -182,32 +203,45 @@ def _describe(name: str, folder: Path, family: str) -> ModelInfo:
     )
 
 
-def _find(name: str) -> tuple[Path, Path]:
-    """The folders of the checkpoint and of its tokenizer."""
-    if name.startswith("ladder/"):
+@dataclass(frozen=True)
+class _Place:
+    """Where a name's files are."""
+
+    folder: Path
+    tokenizer: Path
+    gguf: Path | None = None
+
+
+def _find(name: str) -> _Place:
+    if name.startswith(ladder.PREFIX):
         if name not in ladder.names():
             raise UserError(f"no ladder model {name!r}; there are: {', '.join(ladder.names())}")
-        return Path(ladder.checkpoint_path(name)), Path(ladder.tokenizer_path())
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder, folder
-    if folder.is_file():
-        raise UserError(f"{name}: is a file; name the directory that holds config.json")
-    if not hub.is_name(name):
+        return _Place(Path(ladder.checkpoint_path(name)), Path(ladder.tokenizer_path()))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _Place(path, path)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"{name}: no such file; {checkpoints.ADVICE}")
+        return _Place(path.parent, path.parent, path)
+    if path.is_file():
+        raise UserError(f"{name}: is a file; name the directory that holds config.json, or a .gguf")
+    repository, _, revision = name.partition("@")
+    if not hub.is_name(repository) or (revision == "" and "@" in name):
         raise UserError(f"{name}: no such directory; {checkpoints.ADVICE}")
-    folder = _from_hub(name)
-    return folder, folder
+    folder = _from_hub(repository, revision or None)
+    return _Place(folder, folder)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    cached = hub.cached_file(name, "config.json", "model")
+    cached = hub.cached_file(name, "config.json", "model", revision=revision)
     if cached is not None and any(Path(cached).parent.glob("*.safetensors")):
         return Path(cached).parent
-    hub.require(name, "model", otherwise=checkpoints.ADVICE)
+    hub.require(name, "model", revision=revision, otherwise=checkpoints.ADVICE)
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_PATTERNS))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:120]
         raise UserError(
@@ -232,78 +266,11 @@ def _cached_on_hub() -> Iterator[tuple[str, Path]]:
 def _check_device(device: str | torch.device) -> None:
     try:
         kind = torch.device(device).type
-    except RuntimeError as error:
-        raise UserError(f"unknown device {device!r}; use cpu, cuda or mps") from error
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda", "mps"):
+        raise UserError(f"unknown device {str(device)!r}; use cpu, cuda or mps")
     if (kind == "cuda" and not torch.cuda.is_available()) or (
         kind == "mps" and not torch.backends.mps.is_available()
     ):
-        raise UserError(f"device {device!r} is not available here; use cpu")
-
-
-def _load_tokenizer(folder: Path, name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0][:120]
-        raise UserError(
-            f"{name}: the tokenizer in {folder} cannot be read ({type(error).__name__}: {reason}); "
-            "save it again with tokenizer.save_pretrained"
-        ) from error
-    if not tokenizer.is_fast or len(tokenizer) == 0:
-        raise UserError(
-            f"{name}: the tokenizer in {folder} is empty or not a fast one; "
-            "save a fast tokenizer (tokenizer.json) there"
-        )
-    return tokenizer
-
-
-def _load_weights(folder: Path, name: str, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    loaded: Any  # the model and a report on its keys
-    try:
-        with _quiet():
-            loaded = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation="sdpa",
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0][:160]
-        raise UserError(
-            f"{name}: {folder} does not load ({type(error).__name__}: {reason}); "
-            "copy the checkpoint again"
-        ) from error
-    hf, report = loaded
-    if report["missing_keys"] or report["mismatched_keys"]:
-        wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-        raise UserError(
-            f"{name}: the checkpoint in {folder} lacks {len(wrong)} tensors of its architecture "
-            f"({wrong[0]}, ...); copy the checkpoint again"
-        )
-    return hf
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar for a load that takes a moment, and no notes about generation settings."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
+        raise UserError(f"device {str(device)!r} is not available here; use cpu")

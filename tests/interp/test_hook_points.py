@@ -6,62 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import N_LAYERS, VARIANTS, tiny
 from torch import Tensor
 
 from interp.errors import UserError
 from interp.hook_points import KINDS, HookPoint, architectures, blocks, parse, resolve, watch
-
-N_LAYERS = 3
-
-
-def tiny(architecture: str, **changes: Any) -> Any:
-    """A random model of an architecture, small and in eval mode."""
-    import transformers as tf
-
-    common = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
-    decoder = common | {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": N_LAYERS,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 16,
-    }
-    grouped = decoder | {"num_key_value_heads": 1}
-    configs = {
-        "gpt2": lambda: tf.GPT2Config(
-            **common, n_embd=16, n_layer=N_LAYERS, n_head=2, n_positions=16
-        ),
-        "gpt_neo": lambda: tf.GPTNeoConfig(
-            **common,
-            hidden_size=16,
-            num_layers=N_LAYERS,
-            attention_types=[[["global"], N_LAYERS]],
-            num_heads=2,
-            max_position_embeddings=16,
-        ),
-        "gpt_neox": lambda: tf.GPTNeoXConfig(**decoder | changes),
-        "opt": lambda: tf.OPTConfig(
-            **common
-            | {
-                "hidden_size": 16,
-                "ffn_dim": 32,
-                "num_hidden_layers": N_LAYERS,
-                "num_attention_heads": 2,
-                "max_position_embeddings": 16,
-                "word_embed_proj_dim": 16,
-            }
-            | changes
-        ),
-        "qwen2": lambda: tf.Qwen2Config(**grouped),
-        "llama": lambda: tf.LlamaConfig(**grouped),
-        "gemma3_text": lambda: tf.Gemma3TextConfig(**grouped, head_dim=8),
-    }
-    torch.manual_seed(0)
-    config = configs[architecture]()
-    hf = tf.AutoModelForCausalLM.from_config(config).eval()
-    for parameter in hf.parameters():  # no architecture may start out as the identity
-        torch.nn.init.normal_(parameter, std=0.3)
-    return hf
 
 
 def collect(hf: Any, ids: Tensor, points: list[HookPoint]) -> dict[HookPoint, Tensor]:
@@ -125,10 +74,11 @@ def test_a_layer_beyond_the_model_is_refused() -> None:
         resolve("blocks.3.hook_resid_post", tiny("gpt2"))
 
 
-@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("architecture", [*architectures(), "gpt_neox sequential"])
 def test_residuals_equal_hidden_states_and_add_up(architecture: str) -> None:
     """resid_pre and resid_post against HF's hidden_states; mid and post by the sums they are."""
-    hf = tiny(architecture)
+    name, changes = VARIANTS.get(architecture, (architecture, {}))
+    hf = tiny(name, **changes)
     kinds = [k for k in KINDS if not (architecture == "gpt_neox" and k == "resid_mid")]
     points = [HookPoint(kind, layer) for layer in range(N_LAYERS) for kind in kinds]
     seen = collect(hf, IDS, resolve(points, hf))
@@ -145,6 +95,27 @@ def test_residuals_equal_hidden_states_and_add_up(architecture: str) -> None:
         else:
             total = at["resid_pre"] + at["attn_out"] + at["mlp_out"]
             torch.testing.assert_close(at["resid_post"], total)
+
+
+def test_the_post_norm_opt_gives_the_stream_between_its_blocks() -> None:
+    """OPT-350m: the embedding is projected, and each block ends with a norm."""
+    hf = tiny("opt", **VARIANTS["opt post-norm"][1])
+    kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    points = [HookPoint(kind, layer) for layer in range(N_LAYERS) for kind in kinds]
+    seen = collect(hf, IDS, resolve(points, hf))
+    with torch.inference_mode():
+        states = hf(input_ids=IDS, output_hidden_states=True).hidden_states
+        for layer in range(N_LAYERS):
+            at = {kind: seen[HookPoint(kind, layer)] for kind in kinds}
+            torch.testing.assert_close(at["resid_pre"], states[layer].reshape(-1, 16))
+            block = blocks(hf)[layer]
+            mid = block.self_attn_layer_norm(at["resid_pre"] + at["attn_out"])
+            post = block.final_layer_norm(mid + at["mlp_out"])
+            torch.testing.assert_close(at["resid_post"], post)
+        last = seen[HookPoint("resid_post", N_LAYERS - 1)]
+        torch.testing.assert_close(
+            hf.base_model.decoder.project_out(last), states[-1].flatten(0, 1)
+        )
 
 
 def test_the_last_residual_is_before_the_final_norm() -> None:

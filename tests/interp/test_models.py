@@ -152,7 +152,7 @@ def test_paths_that_are_no_directories_are_told_from_names(tmp_path: Path) -> No
 def test_an_unknown_name_asks_the_hub_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def require(name: str, kind: str, *, otherwise: str) -> None:
+    def require(name: str, kind: str, *, otherwise: str, revision: str | None) -> None:
         asked.append(name)
         raise UserError(f"no hub; {otherwise}")
 
@@ -164,14 +164,61 @@ def test_an_unknown_name_asks_the_hub_once(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_name_in_the_hub_cache_loads_without_asking(
     tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "cached_file", lambda *a: str(tiny_dir / "config.json"))
+    monkeypatch.setattr(hub, "cached_file", lambda *a, **k: str(tiny_dir / "config.json"))
     monkeypatch.setattr(hub, "require", lambda *a, **k: pytest.fail("asked the hub"))
     assert load("someone/tiny").d_model == 32
 
 
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub_cache(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub cache, as a download leaves it, with one revision of someone/tiny, tagged step3."""
+    import huggingface_hub.constants
+
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    shutil.copytree(tiny_dir, repository / "snapshots" / REVISION)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "step3").write_text(REVISION)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return repository
+
+
+@pytest.mark.parametrize("revision", ["step3", REVISION])
+def test_a_pinned_revision_loads_from_the_cache(hub_cache: Path, revision: str) -> None:
+    model = load(f"someone/tiny@{revision}")
+    assert model.name == f"someone/tiny@{revision}"
+    assert model.d_model == 32
+
+
+@pytest.mark.parametrize("name", ["someone/tiny", "someone/tiny@main", "someone/tiny@step4"])
+def test_another_revision_is_not_taken_instead(hub_cache: Path, name: str) -> None:
+    assert "HF_HUB_OFFLINE forbids" in refused(name)
+
+
+def test_an_empty_revision_is_no_name() -> None:
+    assert "no such directory" in refused("gpt2@")
+
+
+def test_a_device_map_places_the_model(tiny_dir: Path, tiny_tokens: Any) -> None:
+    from interp.loss import loss
+
+    spread = load(str(tiny_dir), device_map={"": "cpu"})
+    assert spread.device == torch.device("cpu")
+    plain = load(str(tiny_dir))
+    assert loss(spread, tiny_tokens).nats_per_token == loss(plain, tiny_tokens).nats_per_token
+    with pytest.raises(UserError, match="contradict"):
+        load(str(tiny_dir), device="cpu:0", device_map="auto")
+    with pytest.raises(UserError, match="leaves weights on no device"):
+        load(str(tiny_dir), device_map={"": "meta"})
+
+
 def test_devices_that_are_not_here_are_refused(tiny_dir: Path) -> None:
-    with pytest.raises(UserError, match="unknown device"):
-        load(str(tiny_dir), device="abacus")
+    for unknown in ("abacus", "meta"):
+        with pytest.raises(UserError, match="unknown device"):
+            load(str(tiny_dir), device=unknown)
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="not available here; use cpu"):
             load(str(tiny_dir), device="cuda")

@@ -240,7 +240,7 @@ def longer_text(tmp_path: Path) -> Path:
 
 
 def test_kill_9_and_the_same_line_again(tiny_dir: Path, longer_text: Path, tmp_path: Path) -> None:
-    kill_and_resume(tiny_dir, longer_text, tmp_path, n_kills=4, seed=0)
+    kill_and_resume(tiny_dir, longer_text, tmp_path, n_kills=3, seed=0)
 
 
 @pytest.mark.slow

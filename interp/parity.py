@@ -1,0 +1,86 @@
+"""The gate every loaded model passes: captured tensors against an unhooked transformers run.
+
+Wrong module names, a norm on the wrong side, a changed library: each would make activations that
+look like activations. A few tokens are enough to tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.hook_points import HookPoint, blocks, watch
+from interp.loss import block_nll
+
+if TYPE_CHECKING:  # models call this
+    from interp.models import Model
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5}
+HALF_TOLERANCE = 2e-2
+"""For 16-bit models, where the order of sums alone moves values by several thousandths."""
+
+_BATCH, _POSITIONS = 2, 16
+
+
+def require(model: Model) -> float:
+    """The largest relative difference between what is captured and what transformers gives.
+
+    Compared are the stream before and after every block and the backbone's output, each relative to
+    the reference's largest value, and the loss, relative to at least one nat. Raises UserError
+    beyond the tolerance, naming the first such place: 1e-5 for float32, 2e-2 for 16-bit models.
+    """
+    errors = _errors(model)
+    tolerance = TOLERANCE.get(model.dtype, HALF_TOLERANCE)
+    for place, error in errors.items():
+        if not error <= tolerance:
+            raise UserError(
+                f"{model.name}: {place} differs from transformers by {error:.1e} (tolerance "
+                f"{tolerance:.0e}), so nothing captured could be trusted; install the locked "
+                "versions, or report this architecture"
+            )
+    return max(errors.values())
+
+
+def _errors(model: Model) -> dict[str, float]:
+    """Differences by place, in the order of the forward pass."""
+    n = min(_POSITIONS, model.n_ctx)
+    # Spread over the vocabulary, the same on every machine.
+    ids = (torch.arange(_BATCH * n) * 7919 + 13).view(_BATCH, n) % model.d_vocab
+    ids = ids.to(model.device)
+    n_layers = len(blocks(model.hf))
+    seen: dict[HookPoint, Tensor] = {}
+
+    def keeping(point: HookPoint) -> Callable[[Tensor], None]:
+        return lambda value: seen.update({point: value.reshape(_BATCH, n, -1).clone()})
+
+    points = [HookPoint(kind, i) for i in range(n_layers) for kind in ("resid_pre", "resid_post")]
+    with torch.inference_mode():
+        with watch(model.hf, {point: keeping(point) for point in points}):
+            hidden = model.final_hidden(ids)
+        nll = block_nll(model, hidden, ids)[:, 1:].mean()
+        theirs = model.hf(input_ids=ids, labels=ids, output_hidden_states=True, use_cache=False)
+    errors = {}
+    for point in points:
+        # The reference's last state is after the final norm, so the last block has none.
+        index = point.layer + (point.kind == "resid_post")
+        if index < n_layers:
+            errors[str(point)] = _relative(seen[point], theirs.hidden_states[index])
+    errors["the backbone's output"] = _relative(hidden, theirs.hidden_states[-1])
+    # The loss of a good model may be far below one nat: there the absolute difference counts.
+    one = torch.ones_like(nll)
+    errors["the loss"] = _relative(torch.stack([nll, one]), torch.stack([theirs.loss.to(nll), one]))
+    return errors
+
+
+def _relative(mine: Tensor, theirs: Tensor) -> float:
+    """Largest difference over largest value; what is not finite on both sides is equal."""
+    mine, theirs = mine.float().flatten(), theirs.float().flatten().to(mine.device)
+    finite = torch.isfinite(mine) | torch.isfinite(theirs)
+    if not finite.any():
+        return 0.0  # capture and loss refuse such a model, naming the document
+    mine, theirs = mine[finite], theirs[finite]
+    return float((mine - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
