@@ -84,6 +84,12 @@ def _build() -> argparse.ArgumentParser:
     loss.add_argument(
         "--split", choices=("all", "train", "held_out"), default="held_out", help="of documents"
     )
+    loss.add_argument(
+        "--stride",
+        type=int,
+        metavar="N",
+        help="overlapping windows every N tokens, so that each token has nearly a full context",
+    )
     json_flag(loss)
 
     cli_capture.add(commands)
@@ -163,7 +169,7 @@ def _loss(args: argparse.Namespace) -> None:
         model = load(name)
         corpus = corpus or load_text(args.text)  # a wrong model name is answered before reading
         blocks = tokens(corpus, model, n_tokens=args.tokens, split=args.split)
-        result = loss(model, blocks)
+        result = loss(model, blocks, stride=args.stride)
         for warning in blocks.warnings:
             print(f"interp: warning: {warning}", file=sys.stderr)
         rows.append(
@@ -174,6 +180,7 @@ def _loss(args: argparse.Namespace) -> None:
                 "loss_ci_nats_per_token": result.ci_nats_per_token,
                 "text": corpus.name,
                 "split": args.split,
+                "stride": args.stride,
                 "n_tokens": result.n_tokens,
                 "n_documents": result.n_docs,
             }

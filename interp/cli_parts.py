@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 USER_ERROR = 2
 MODEL_HELP = "ladder/dNNN, a directory, a .gguf file, a hub name, or hub-name@revision"
-TEXT_HELP = "deps (default), stdlib, a .txt/.jsonl file, a folder, or a hub data set"
+TEXT_HELP = "deps (default), stdlib, a .txt/.jsonl/.parquet file, a folder, or a hub data set"
 
 
 class Parser(argparse.ArgumentParser):

@@ -187,6 +187,7 @@ def loss(
     model: Model,
     tokens: TokenBlocks,
     *,
+    stride: int | None = None,
     batch_size: int = 32,
     generator: np.random.Generator | None = None,
     n_resamples: int = N_RESAMPLES,
@@ -194,14 +195,39 @@ def loss(
     """The model's loss on token blocks, in nats per token and per byte.
 
     Each token is predicted from the tokens before it in its block, those of earlier documents
-    included. Bytes make models with different tokenizers comparable.
+    included: from half a context on average. With a `stride`, windows of a block's length begin
+    every `stride` tokens of the same text and only what a window adds is counted, so that each
+    token has at least n_ctx - stride tokens before it (as far as there are any), at n_ctx / stride
+    times the cost. Bytes make models with different tokenizers comparable.
+
+    Raises UserError for a stride that is not from 1 to n_ctx - 1.
     """
+    ids, counts, doc_ids, n_bytes = _windows(tokens, stride)
     sums = LossSums()
-    is_target = tokens.is_target
-    for start in range(0, len(tokens), batch_size):
+    for start in range(0, len(ids), batch_size):
         batch = slice(start, start + batch_size)
         with torch.inference_mode():
-            ids = tokens.ids[batch].to(model.device, torch.int64)
-            nll = block_nll(model, model.final_hidden(ids), ids).cpu()
-        sums.update(nll, is_target[batch], tokens.doc_ids[batch], tokens.n_bytes[batch])
+            on_device = ids[batch].to(model.device, torch.int64)
+            nll = block_nll(model, model.final_hidden(on_device), on_device).cpu()
+        sums.update(nll, counts[batch], doc_ids[batch], n_bytes[batch])
     return sums.result(generator=generator, n_resamples=n_resamples)
+
+
+def _windows(tokens: TokenBlocks, stride: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """ids, counted, doc_ids and n_bytes, each [window pos]; overlapping views of the text."""
+    if stride is None:
+        return tokens.ids, tokens.is_target, tokens.doc_ids, tokens.n_bytes
+    n_ctx = tokens.n_ctx
+    if not 1 <= stride < n_ctx:
+        raise UserError(f"stride {stride}: blocks have {n_ctx} tokens; use 1 to {n_ctx - 1}")
+    # What a window adds: all of the first one but its first token, the end of every other.
+    missing = -(tokens.ids.numel() - n_ctx) % stride
+    padding = {"ids": 0, "is_text": False, "doc_ids": -1, "n_bytes": 0}
+    ids, is_text, doc_ids, n_bytes = (
+        F.pad(getattr(tokens, name).flatten(), (0, missing), value=value).unfold(0, n_ctx, stride)
+        for name, value in padding.items()
+    )
+    added = torch.zeros(ids.shape, dtype=torch.bool)
+    added[:, n_ctx - stride :] = True
+    added[0, 1:] = True
+    return ids, is_text & added, doc_ids, n_bytes

@@ -10,6 +10,7 @@ import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from interp import token_cache
 from interp.corpora import Corpus, load_text
 from interp.errors import UserError
 from interp.models import Model
@@ -131,6 +133,40 @@ def tokens(
             f"{corpus.name}: none of its {len(corpus)} documents falls in split {split!r}; "
             "use a larger text or another seed"
         )
+    key = _key(corpus, model, n_tokens, split, seed, block_size)
+    columns = token_cache.read(key)
+    if columns is None:
+        columns = _columns(corpus, rows, model, n_tokens, block_size)
+        token_cache.keep(key, columns)
+    blocks = TokenBlocks(**columns, corpus=corpus.name, split=split, seed=seed, warnings=())
+    _check_vocabulary(blocks.ids, corpus.name, model)
+    warnings = corpus.warnings
+    if n_tokens is not None and blocks.n_tokens < n_tokens:
+        warnings = (
+            *warnings,
+            f"{corpus.name}: split {split!r} has {blocks.n_tokens:,} tokens, not the "
+            f"{n_tokens:,} asked for",
+        )
+    return replace(blocks, warnings=tuple(warnings))
+
+
+def _key(corpus: Corpus, model: Model, *settings: int | str | None) -> str:
+    """Of all that determines the blocks: text, tokenizer, settings, and the code itself."""
+    facts = {
+        "text": corpus.sha256,
+        "tokenizer": model.tokenizer.backend_tokenizer.to_str(),
+        "bos": model.bos_id,
+        "settings": settings,
+        "code": Path(__file__).read_bytes(),
+        "tokenizers": metadata.version("tokenizers"),
+    }
+    return token_cache.key(facts)
+
+
+def _columns(
+    corpus: Corpus, rows: Sequence[int], model: Model, n_tokens: int | None, block_size: int
+) -> dict[str, Tensor]:
+    """The fields of `TokenBlocks`, [block pos] each."""
     parts: list[tuple[int, np.ndarray, np.ndarray]] = []
     have = 0
     for row, ids, n_bytes in _encode(corpus, rows, model):
@@ -138,21 +174,7 @@ def tokens(
         have += len(ids) + (model.bos_id is not None)
         if n_tokens is not None and have >= n_tokens:
             break
-    warnings = corpus.warnings
-    if n_tokens is not None and have < n_tokens:
-        warnings = (
-            *warnings,
-            f"{corpus.name}: split {split!r} has {have:,} tokens, not the {n_tokens:,} asked for",
-        )
-    flat = _concatenate(parts, model.bos_id, n_tokens)
-    _check_vocabulary(flat["ids"], corpus.name, model)
-    return TokenBlocks(
-        **_to_blocks(flat, block_size),
-        corpus=corpus.name,
-        split=split,
-        seed=seed,
-        warnings=tuple(warnings),
-    )
+    return _to_blocks(_concatenate(parts, model.bos_id, n_tokens), block_size)
 
 
 def split_rows(corpus: Corpus, split: Split, seed: int = 0) -> list[int]:
@@ -267,8 +289,8 @@ def _concatenate(
     return {key: value[:n_tokens] for key, value in flat.items()}
 
 
-def _check_vocabulary(ids: np.ndarray, name: str, model: Model) -> None:
-    if len(ids) and int(ids.max()) >= model.d_vocab:
+def _check_vocabulary(ids: Tensor, name: str, model: Model) -> None:
+    if ids.numel() and int(ids.max()) >= model.d_vocab:
         raise UserError(
             f"{name}: token id {int(ids.max())} is beyond the {model.d_vocab} tokens that "
             f"{model.name} knows; use the tokenizer that belongs to the model"

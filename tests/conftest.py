@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["SUPERSCOPE_CACHE"] = "off"  # no test depends on, or leaves, anything in the home
 
 from collections.abc import Callable
 from pathlib import Path

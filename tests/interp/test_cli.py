@@ -69,6 +69,18 @@ def test_loss_answers_as_in_the_contract(
     assert 0 < row["loss_nats_per_byte"] < row["loss_nats_per_token"]
 
 
+def test_loss_takes_a_stride(
+    tiny_dir: Path, text_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ("loss", str(tiny_dir), "--text", str(text_folder), "--split", "all", "--json")
+    assert cli.main(line) == cli.main([*line, "--stride", "16"]) == 0
+    out = capsys.readouterr().out.replace("]\n[", ",")
+    blocks, strided = json.loads(out)
+    assert (blocks["stride"], strided["stride"]) == (None, 16)
+    assert strided["n_tokens"] > blocks["n_tokens"]  # position 0 of a block has a context too
+    assert "use 1 to 31" in refused(capsys, *line, "--stride", "32")
+
+
 def test_loss_prints_a_table(
     tiny_dir: Path, text_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

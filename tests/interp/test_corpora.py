@@ -135,6 +135,33 @@ def test_line_separators_inside_jsonl_strings_do_not_split_it(tmp_path: Path) ->
     assert load_text(file).documents["text"] == ["a\u2028b\x85c"]
 
 
+def write_parquet(file: Path, columns: dict[str, list[Any]]) -> Path:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table(columns), file, row_group_size=2)
+    return file
+
+
+def test_parquet_rows_are_documents(tmp_path: Path) -> None:
+    texts = ["one", " ", "东京", "x" * 70_000]
+    file = write_parquet(tmp_path / "a.parquet", {"id": [1, 2, 3, 4], "text": texts})
+    corpus = load_text(file)
+    assert corpus.documents["text"] == ["one", "东京", "x" * 65_536, "x" * (70_000 - 65_536)]
+    names = ["a.parquet#0", "a.parquet#2", "a.parquet#3@0", "a.parquet#3@1"]
+    assert corpus.documents["doc_id"] == names
+    assert load_text(tmp_path).documents["text"] == corpus.documents["text"]
+
+
+def test_bad_parquet_is_refused(tmp_path: Path) -> None:
+    file = write_parquet(tmp_path / "a.parquet", {"body": ["one"]})
+    assert 'no column "text" (it has body)' in refused(file)
+    write_parquet(file, {"text": ["one", None]})
+    assert "row 1" in refused(file)
+    file.write_bytes(file.read_bytes()[:-5])
+    assert "no readable Parquet file" in refused(file)
+
+
 def test_a_folder_is_read_in_name_order(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("b.txt", "a.py", "sub/c.md", "ignored.bin"):

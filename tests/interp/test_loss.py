@@ -79,6 +79,36 @@ def test_batches_do_not_change_the_loss(tiny_model: Any, tiny_tokens: Any) -> No
     assert whole.n_bytes == single.n_bytes
 
 
+@pytest.mark.parametrize("stride", [1, 20])
+def test_strided_windows_equal_hf_token_by_token(
+    tiny_model: Any, tiny_tokens: Any, stride: int
+) -> None:
+    """Each token alone, from the context that its window gives it."""
+    ids, n_ctx = tiny_tokens.ids.flatten().long(), tiny_tokens.n_ctx
+    is_text = tiny_tokens.is_text.flatten()
+    expected = 0.0
+    targets = [t for t in range(1, len(ids)) if is_text[t]]
+    for t in targets:
+        n_windows = max(0, -(-(t + 1 - n_ctx) // stride))  # that end before t is reached
+        begin = n_windows * stride
+        assert t - begin >= min(t, n_ctx - stride)
+        with torch.inference_mode():
+            logits = tiny_model.hf(input_ids=ids[None, begin : t + 1]).logits[0, -2]
+        expected += float(torch.nn.functional.cross_entropy(logits, ids[t]))
+    result = loss(tiny_model, tiny_tokens, stride=stride)
+    assert result.n_tokens == len(targets)
+    assert result.n_bytes == int(tiny_tokens.n_bytes.flatten()[targets].sum())
+    assert result.nats_per_token == pytest.approx(expected / len(targets), abs=1e-5)
+
+
+@pytest.mark.parametrize("stride", [0, 32])
+def test_a_stride_beyond_the_block_is_refused(
+    tiny_model: Any, tiny_tokens: Any, stride: int
+) -> None:
+    with pytest.raises(UserError, match="use 1 to 31"):
+        loss(tiny_model, tiny_tokens, stride=stride)
+
+
 def test_sums_by_hand() -> None:
     """Documents 0 and 2; one token of document 2 is no target and must not count anywhere."""
     sums = LossSums()
