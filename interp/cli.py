@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interp import cli_capture
 from interp.cli_parts import (
@@ -19,10 +19,14 @@ from interp.cli_parts import (
     command,
     count,
     json_flag,
+    print_costs,
     print_json,
     print_table,
 )
 from interp.errors import UserError
+
+if TYPE_CHECKING:
+    from interp.config import StudyConfig
 
 INTERRUPTED = 130
 _LOSS_TOKENS = 262_144
@@ -101,22 +105,19 @@ def _build() -> argparse.ArgumentParser:
         "the whole job: losses, SAEs, features per dimension, report; run again to resume",
         "interp study quick --out runs/quick",
     )
-    study.add_argument(
-        "what",
-        nargs="?",
-        default="quick",
-        metavar="PRESET|FAMILY|CONFIG.yaml",
-        help="quick (a preview, minutes), full (the result, hours), a family with the settings of "
-        "quick (ladder, gpt2, pythia, opt, qwen2.5, cerebras-gpt), or a YAML file",
-    )
     study.add_argument("--out", type=Path, metavar="DIR", help="default: runs/PRESET")
-    study.add_argument(
-        "--models", nargs="+", metavar="MODEL", help="these models instead of the preset's"
+    _study_options(study)
+
+    plan = command(
+        commands,
+        "plan",
+        _plan,
+        "what a study would cost: operations, bytes, time; measured on a few tokens, nothing kept",
+        "interp plan full --seeds 3",
     )
-    study.add_argument("--text", metavar="SRC", help=TEXT_HELP)
-    study.add_argument("--tokens", type=count, metavar="N", help="training tokens of each SAE")
-    study.add_argument("--seeds", type=int, metavar="N", help="SAE seeds")
-    study.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    plan.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="whose disk")
+    _study_options(plan)
+    json_flag(plan)
 
     report = command(
         commands, "report", _report, "write a finished study's report and figures again"
@@ -144,6 +145,38 @@ def _build() -> argparse.ArgumentParser:
                 "--ship", action="store_true", help="put finished models into the package"
             )
     return parser
+
+
+def _study_options(parser: argparse.ArgumentParser) -> None:
+    """What determines a study: a config, and what to change in it."""
+    parser.add_argument(
+        "what",
+        nargs="?",
+        default="quick",
+        metavar="PRESET|FAMILY|CONFIG.yaml",
+        help="quick (a preview, minutes), full (the result, hours), a family with the settings of "
+        "quick (ladder, gpt2, pythia, opt, qwen2.5, cerebras-gpt), or a YAML file",
+    )
+    parser.add_argument(
+        "--models", nargs="+", metavar="MODEL", help="these models instead of the preset's"
+    )
+    parser.add_argument("--text", metavar="SRC", help=TEXT_HELP)
+    parser.add_argument("--tokens", type=count, metavar="N", help="training tokens of each SAE")
+    parser.add_argument("--seeds", type=int, metavar="N", help="SAE seeds")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+
+
+def _study_config(args: argparse.Namespace) -> StudyConfig:
+    from interp.config import resolve_config
+
+    overrides = {
+        "models": args.models,
+        "text": args.text,
+        "sae_tokens": args.tokens,
+        "n_seeds": args.seeds,
+        "threads": args.threads,
+    }
+    return resolve_config(args.what, {k: v for k, v in overrides.items() if v is not None})
 
 
 def _models(args: argparse.Namespace) -> None:
@@ -208,16 +241,7 @@ def _loss(args: argparse.Namespace) -> None:
 
 
 def _study(args: argparse.Namespace) -> None:
-    from interp.config import resolve_config
-
-    overrides = {
-        "models": args.models,
-        "text": args.text,
-        "sae_tokens": args.tokens,
-        "n_seeds": args.seeds,
-        "threads": args.threads,
-    }
-    config = resolve_config(args.what, {k: v for k, v in overrides.items() if v is not None})
+    config = _study_config(args)
     out = args.out or Path("runs") / Path(args.what).stem
     from interp.study import run_study
 
@@ -225,6 +249,15 @@ def _study(args: argparse.Namespace) -> None:
     run = run_study(config, out, command=shlex.join(["interp", *words]))
     print(run.summary["headline"])
     print(f"report: {out / 'report.html'}")
+
+
+def _plan(args: argparse.Namespace) -> None:
+    config = _study_config(args)
+    from interp.plan import plan_study, require_room
+
+    costs = plan_study(config)
+    require_room(costs, args.out, config.n_seeds)
+    print_costs(costs, as_json=args.json)
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from interp.cli_parts import (
     command,
     count,
     json_flag,
+    print_costs,
     print_json,
     print_table,
     size,
@@ -62,6 +63,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--budget", type=size, metavar="BYTES", help="at most, such as 20GB")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     parser.add_argument("--repair", action="store_true", help="capture damaged shards again")
+    parser.add_argument(
+        "--plan", action="store_true", help="only say what it would cost, after a short trial"
+    )
     json_flag(parser)
 
 
@@ -94,6 +98,12 @@ def _capture(args: argparse.Namespace) -> None:
         with_loss=args.loss,
         batch_size=args.batch,
     )
+    if args.plan:
+        from interp.plan import plan_capture
+
+        recording.require_room(args.out, args.budget)
+        print_costs([plan_capture(recording, args.out)], as_json=args.json)
+        return
     progress = Progress(len(blocks))
     done_before: int | None = None
 

@@ -6,7 +6,10 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from interp.plan import Cost
 
 USER_ERROR = 2
 MODEL_HELP = "ladder/dNNN, a directory, a .gguf file, a hub name, or hub-name@revision"
@@ -79,3 +82,28 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
     for row in rows:
         table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def print_costs(costs: list[Cost], *, as_json: bool) -> None:
+    """A plan, with its total."""
+    total = {
+        "flops": sum(c.flops for c in costs),
+        "n_bytes": sum(c.n_bytes for c in costs),
+        "scratch_bytes": max(c.scratch_bytes for c in costs),
+        "seconds": sum(c.seconds for c in costs),
+    }
+    if as_json:
+        print_json({"parts": [vars(c) for c in costs], "total": total})
+        return
+    rows = [vars(c) for c in costs] + [{"what": "total"} | total]
+    shown = [
+        {
+            "part": row["what"],
+            "TFLOP": f"{row['flops'] / 1e12:,.3g}",
+            "MB": f"{row['n_bytes'] / 1e6:,.1f}",
+            "scratch MB": f"{row['scratch_bytes'] / 1e6:,.1f}",
+            "minutes": f"{row['seconds'] / 60:,.1f}",
+        }
+        for row in rows
+    ]
+    print_table(shown, "expected cost on this machine as busy as it is now")

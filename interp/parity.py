@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 from interp.errors import UserError
 from interp.hook_points import HookPoint, blocks, watch
@@ -62,7 +64,9 @@ def _errors(model: Model) -> dict[str, float]:
         with watch(model.hf, {point: keeping(point) for point in points}):
             hidden = model.final_hidden(ids)
         nll = block_nll(model, hidden, ids)[:, 1:].mean()
-        theirs = model.hf(input_ids=ids, labels=ids, output_hidden_states=True, use_cache=False)
+        theirs = model.hf(input_ids=ids, output_hidden_states=True, use_cache=False)
+        logits = rearrange(theirs.logits[:, :-1].float(), "batch pos token -> (batch pos) token")
+        their_loss = F.cross_entropy(logits, ids[:, 1:].flatten().to(logits.device))
     errors = {}
     for point in points:
         # The reference's last state is after the final norm, so the last block has none.
@@ -72,7 +76,7 @@ def _errors(model: Model) -> dict[str, float]:
     errors["the backbone's output"] = _relative(hidden, theirs.hidden_states[-1])
     # The loss of a good model may be far below one nat: there the absolute difference counts.
     one = torch.ones_like(nll)
-    errors["the loss"] = _relative(torch.stack([nll, one]), torch.stack([theirs.loss.to(nll), one]))
+    errors["the loss"] = _relative(torch.stack([nll, one]), torch.stack([their_loss.to(nll), one]))
     return errors
 
 

@@ -82,7 +82,7 @@ class Recording:
 
     def require_room(self, out: Path, budget_bytes: int | None) -> None:
         """Raise UserError, with the number of tokens that would fit, when this would not."""
-        existing = out if out.exists() else _nearest(out)
+        existing = nearest_folder(out)
         held = sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) if out.exists() else 0
         room = shutil.disk_usage(existing).free + held - SPARE_BYTES
         limit, what = room, f"{existing} has room for"
@@ -334,6 +334,6 @@ def _code_sha256() -> str:
     return hashlib.sha256(sources).hexdigest()
 
 
-def _nearest(path: Path) -> Path:
-    """The closest folder above that exists."""
-    return next(parent for parent in path.absolute().parents if parent.exists())
+def nearest_folder(path: Path) -> Path:
+    """The folder itself, or the closest one above it that exists."""
+    return next(f for f in (path.absolute(), *path.absolute().parents) if f.is_dir())

@@ -39,7 +39,7 @@ def test_help_lists_the_commands_without_heavy_imports() -> None:
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for command in ("models", "loss", "capture", "study", "report", "ladder"):
+    for command in ("models", "loss", "capture", "plan", "study", "report", "ladder"):
         assert command in done.stdout
 
 
@@ -190,6 +190,7 @@ def test_token_ids_beyond_the_vocabulary_are_one_line(
         (("study", "nowhere.yaml"), "nowhere.yaml"),
         (("study", "quick", "--tokens", "many"), "many"),
         (("study", "quick", "--seeds", "1"), "n_seeds"),
+        (("plan", "quik"), "quik"),
         (("loss",), "MODEL"),
         (("report", "nowhere"), "nowhere"),
         (("frobnicate",), "frobnicate"),

@@ -1,0 +1,218 @@
+"""What a study or a capture will cost before it runs: operations, bytes, seconds.
+
+Operations and bytes are counted. Seconds are measured here and now, on a few blocks through each
+model and a few steps of each size of SAE, and scaled to the whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+import saes
+from interp.capture import run_blocks
+from interp.config import StudyConfig
+from interp.errors import UserError
+from interp.hook_points import HookPoint, blocks
+from interp.models import Model, load
+from interp.recording import SPARE_BYTES, Recording, nearest_folder, record
+from interp.spots import Spot, largest_k, spots
+from interp.tokens import MAX_BLOCK_TOKENS
+
+PROBE_SECONDS = 1.0
+"""Each measurement grows until it takes about so long."""
+
+_REPORT_BYTES = 1_600_000
+"""Report, figures and tables of a study of a few models."""
+_TRAINING_BYTES_PER_WEIGHT = 12
+"""In a checkpoint: the weight and Adam's two moments."""
+_HALF_RUN = 0.1
+"""What the run on half the tokens adds: it branches off the main one before its decay."""
+_MEASURING = 1.25
+"""Matching, nulls and intervals on held-out text, as a share of everything before them."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one part of the work."""
+
+    what: str
+    flops: float
+    """Multiplications and additions in matrix products; two per weight and token."""
+    n_bytes: int
+    """On disk, when it is finished."""
+    seconds: float
+    scratch_bytes: int = 0
+    """On disk beside these while it runs."""
+
+
+def plan_capture(recording: Recording, out: Path) -> Cost:
+    """Of a capture to disk. Writes a small part of it beside `out`, and removes it again."""
+    origin = recording.origin
+    last = recording.points[-1].layer
+    per_token = forward_flops(recording.model, last, origin.n_ctx, with_loss=origin.with_loss)
+    parent = nearest_folder(out)
+
+    def run(n_blocks: int) -> None:
+        part = recording.tokens[:n_blocks]
+        small = replace(
+            recording,
+            tokens=part,
+            origin=origin.model_copy(update={"n_blocks": len(part), "n_tokens": part.n_tokens}),
+        )
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".superscope-plan-") as folder:
+            record(small, Path(folder) / "probe")
+
+    n_blocks, seconds = _probe(run, min(origin.n_blocks, origin.batch_size), origin.n_blocks)
+    return Cost(
+        what=origin.model,
+        flops=per_token * recording.tokens.ids.numel(),
+        n_bytes=recording.n_bytes,
+        seconds=seconds * origin.n_blocks / n_blocks,
+    )
+
+
+def plan_study(config: StudyConfig) -> list[Cost]:
+    """Of each model, twin and loss-only model; the last entry is the report.
+
+    Raises UserError for a model that does not load.
+    """
+    config = config.resolved()
+    torch.set_num_threads(config.threads)
+    costs = []
+    for name in (*config.models, *config.loss_only_models):
+        model = load(name)
+        if name in config.models:
+            cost = _model_cost(config, model)
+            costs.append(cost)
+            if name in config.twins:
+                costs.append(replace(cost, what=f"{name}, random twin"))
+        else:
+            costs.append(_loss_cost(config, model))
+        del model  # one at a time: the next may need the memory
+    return [*costs, Cost("report", 0.0, _REPORT_BYTES, 10.0)]
+
+
+def require_room(costs: list[Cost], out: Path, n_seeds: int) -> None:
+    """Raise UserError, with the number of seeds that would fit, when the disk is too small."""
+    parent = nearest_folder(out)
+    room = shutil.disk_usage(parent).free - SPARE_BYTES
+    needed = sum(c.n_bytes for c in costs) + max(c.scratch_bytes for c in costs)
+    if needed > room:
+        # Means and report are a small part; all else is proportional to the seeds.
+        fitting = int(max(room, 0) / needed * n_seeds)
+        advice = f"--seeds {fitting} would fit" if fitting >= 2 else "use fewer models"
+        raise UserError(
+            f"the study needs {needed:,} bytes and {parent} has room for {max(room, 0):,}; {advice}"
+        )
+
+
+def forward_flops(model: Model, last_layer: int, n_ctx: int, *, with_loss: bool) -> float:
+    """Per token, through the layers up to `last_layer`, or all of them and the head.
+
+    What OPT-350m projects its embedding with is left out: less than 1%.
+    """
+    layers = blocks(model.hf)
+    n_layers = len(layers) if with_loss else last_layer + 1
+    weights = sum(p.numel() for p in layers[0].parameters() if p.ndim == 2)
+    # Queries with keys and weights with values, over the whole context: 2 products of 2 * d each.
+    per_layer = 2 * weights + 4 * n_ctx * model.d_model
+    return float(n_layers * per_layer + with_loss * 2 * model.unembedding.numel())
+
+
+def _model_cost(config: StudyConfig, model: Model) -> Cost:
+    groups = spots(config, model.d_model, model.n_layers)
+    n_ctx = min(model.n_ctx, MAX_BLOCK_TOKENS)
+    last = max(spot.layer for spot in groups)
+    contextual = {spot.layer for spot in groups if spot.about == "contextual"}
+    core_tokens = (
+        config.sae_tokens
+        + config.pilot_tokens
+        + config.means_tokens * bool(contextual)
+        + len(groups) * config.held_out_tokens
+    )
+    # Of the splice: the mean of the ablation, and the loss clean, rebuilt and ablated.
+    loss_tokens = config.loss_tokens + len(groups) * 4 * config.splice_tokens
+    core = forward_flops(model, last, n_ctx, with_loss=False)
+    whole = forward_flops(model, last, n_ctx, with_loss=True)
+    flops = core_tokens * core + loss_tokens * whole
+    seconds = core_tokens * _forward_seconds(model, last, n_ctx, with_loss=False)
+    seconds += loss_tokens * _forward_seconds(model, last, n_ctx, with_loss=True)
+    n_bytes = scratch = 0
+    speed: dict[int, float] = {}
+    for spot in groups:
+        d_sae = spot.d_sae
+        if d_sae not in speed:
+            speed[d_sae] = _sae_seconds(model.d_model, d_sae, config)
+        tokens = _sae_tokens(config, spot, model.d_model)
+        weights = 2 * model.d_model * d_sae + model.d_model + d_sae
+        flops += tokens * (2 * model.d_model * d_sae + 8 * (model.d_model // 8) * model.d_model)
+        seconds += tokens * speed[d_sae]
+        n_bytes += config.n_seeds * (4 * weights + 1_400)
+        n_runs = config.n_seeds * (1 + config.check_convergence)
+        scratch += n_runs * _TRAINING_BYTES_PER_WEIGHT * weights
+    n_bytes += len(contextual) * 4 * model.d_model * (model.d_vocab + n_ctx + 1)
+    return Cost(model.name, flops, n_bytes, seconds * _MEASURING, scratch)
+
+
+def _loss_cost(config: StudyConfig, model: Model) -> Cost:
+    n_ctx, last = min(model.n_ctx, MAX_BLOCK_TOKENS), model.n_layers - 1
+    per_token = forward_flops(model, last, n_ctx, with_loss=True)
+    seconds = _forward_seconds(model, last, n_ctx, with_loss=True)
+    return Cost(model.name, config.loss_tokens * per_token, 10_000, config.loss_tokens * seconds)
+
+
+def _sae_tokens(config: StudyConfig, spot: Spot, d_model: int) -> float:
+    """Tokens times SAEs at one spot, pilots included."""
+    main = config.n_seeds * config.sae_tokens * (1 + _HALF_RUN * config.check_convergence)
+    ks = [k for k in config.pilot_ks if k <= largest_k(d_model)] or [largest_k(d_model)]
+    return main + len(ks) * config.pilot_tokens * (spot.k_rule == "fvu")
+
+
+def _forward_seconds(model: Model, last: int, n_ctx: int, *, with_loss: bool) -> float:
+    """Per token."""
+    ids = torch.arange(32 * n_ctx).view(32, n_ctx) % model.d_vocab
+    callbacks = {HookPoint("resid_post", last): lambda value: None}
+
+    def run(n_blocks: int) -> None:
+        run_blocks(model, ids[:n_blocks], callbacks, with_loss=with_loss)
+
+    n_blocks, seconds = _probe(run, 1, len(ids))
+    return seconds / (n_blocks * n_ctx)
+
+
+def _sae_seconds(d_in: int, d_sae: int, config: StudyConfig) -> float:
+    """Per token and SAE, trained as many at once as the study does."""
+    n_saes = min(config.n_seeds, config.threads)
+    x = torch.randn(16_384, d_in, generator=torch.Generator().manual_seed(0))
+
+    def run(n_rows: int) -> None:
+        configs = [
+            saes.SAEConfig(d_in=d_in, d_sae=d_sae, k=max(1, d_in // 8), n_tokens=n_rows, seed=seed)
+            for seed in range(n_saes)
+        ]
+        stream = ({"resid": rows} for rows in x[:n_rows].split(8_192))
+        saes.train(stream, configs, workers=config.threads)
+
+    run(2_048)  # compiles
+    n_rows, seconds = _probe(run, 4_096, len(x))
+    return seconds / (n_rows * n_saes)
+
+
+def _probe(run: Callable[[int], None], start: int, most: int) -> tuple[int, float]:
+    """(size, seconds) of the largest run tried: doubled from `start` until it takes long enough."""
+    run(start)  # the first pays for what is loaded or allocated once
+    size = start
+    while True:
+        began = time.perf_counter()
+        run(size)
+        seconds = time.perf_counter() - began
+        if seconds >= PROBE_SECONDS / 4 or size >= most:
+            return size, seconds
+        size = min(2 * size, most)

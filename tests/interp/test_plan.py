@@ -1,0 +1,140 @@
+"""Plans: operations against torch's own counter, bytes against what is then written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import tiny
+
+from interp import cli, plan
+from interp.config import StudyConfig
+from interp.errors import UserError
+from interp.hook_points import architectures
+from interp.models import wrap
+from interp.plan import Cost, forward_flops, plan_capture, plan_study, require_room
+from interp.recording import prepare, record
+
+
+@pytest.fixture(autouse=True)
+def short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "PROBE_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_operations_equal_torchs_counter(name: str, tiny_model: Any) -> None:
+    """Within 1%: ours leaves out nothing but rotary embeddings' tiny products."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    hf = tiny(name)
+    hf.set_attn_implementation("eager")  # the counter does not see into the fused one on a CPU
+    model = wrap(
+        hf, tiny_model.tokenizer, name=name, family=name, train_tokens=None, weights_sha256=""
+    )
+    ids = torch.arange(24).view(2, 12)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        hf(input_ids=ids)
+    mine = ids.numel() * forward_flops(model, model.n_layers - 1, 12, with_loss=True)
+    assert mine == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def test_fewer_layers_and_no_head_cost_less(tiny_model: Any) -> None:
+    one = forward_flops(tiny_model, 0, 32, with_loss=False)
+    assert forward_flops(tiny_model, 2, 32, with_loss=False) == 3 * one
+    head = forward_flops(tiny_model, 2, 32, with_loss=True) - 3 * one
+    assert head == 2 * 300 * 32
+
+
+def test_a_capture_is_planned_to_the_byte_and_leaves_nothing(
+    tiny_model: Any, tiny_tokens: Any, tmp_path: Path
+) -> None:
+    recording = prepare(tiny_model, tiny_tokens, "resid_post", with_loss=True)
+    out = tmp_path / "deeper" / "store"
+    before = set(tmp_path.iterdir())
+    cost = plan_capture(recording, out)
+    assert set(tmp_path.iterdir()) == before
+    record(recording, out)
+    actual = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+    assert cost.n_bytes == pytest.approx(actual, rel=0.1)
+    assert cost.seconds > 0
+
+
+@pytest.fixture
+def config(tiny_dir: Path, save_tiny: Any, tmp_path: Path) -> StudyConfig:
+    wide = save_tiny(tmp_path / "wide", d_model=64)
+    return StudyConfig(
+        models=(str(tiny_dir), str(wide)),
+        twins=(str(wide),),
+        text="stdlib",
+        loss_tokens=2_048,
+        means_tokens=8_192,
+        pilot_tokens=4_096,
+        sae_tokens=16_384,
+        held_out_tokens=8_192,
+        splice_tokens=1_024,
+        pilot_ks=(2, 4),
+        n_seeds=2,
+        threads=1,
+    )
+
+
+def test_a_study_is_planned_part_by_part(config: StudyConfig) -> None:
+    narrow, wide, twin, report = plan_study(config)
+    assert report.what == "report"
+    assert (twin.n_bytes, twin.seconds) == (wide.n_bytes, wide.seconds)
+    assert "random twin" in twin.what
+    assert 2 < wide.flops / narrow.flops < 8
+    weights = 2 * 64 * 256 + 64 + 256
+    assert wide.n_bytes > config.n_seeds * 4 * weights
+    more = plan_study(config.model_copy(update={"n_seeds": 4, "twins": ()}))
+    assert more[1].n_bytes > 1.5 * wide.n_bytes
+    assert all(cost.seconds > 0 for cost in more)
+
+
+@pytest.mark.slow
+def test_a_study_takes_the_bytes_that_were_planned(config: StudyConfig, tmp_path: Path) -> None:
+    from interp.study import run_study
+
+    planned = sum(cost.n_bytes for cost in plan_study(config))
+    run_study(config, tmp_path / "study", quiet=True)
+    actual = sum(f.stat().st_size for f in (tmp_path / "study").rglob("*") if f.is_file())
+    assert planned == pytest.approx(actual, rel=0.1)
+
+
+def test_a_study_without_room_is_refused_with_what_would_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = plan.SPARE_BYTES + 500
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage)
+    require_room([Cost("a", 0, 400, 0, 100)], tmp_path, n_seeds=5)
+    with pytest.raises(UserError, match=r"needs 1,000 bytes.* room for 500; --seeds 2 would fit"):
+        require_room([Cost("a", 0, 800, 0, 100), Cost("b", 0, 0, 0, 200)], tmp_path, n_seeds=5)
+    with pytest.raises(UserError, match="use fewer models"):
+        require_room([Cost("a", 0, 5_000, 0)], tmp_path, n_seeds=5)
+
+
+def test_the_commands_print_a_table_or_json(
+    config: StudyConfig,
+    tiny_dir: Path,
+    text_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "study.yaml").write_text(config.to_yaml())
+    line = ("plan", str(tmp_path / "study.yaml"), "--out", str(tmp_path))
+    assert cli.main([*line, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert [part["what"] for part in found["parts"]][-1] == "report"
+    assert found["total"]["n_bytes"] == sum(part["n_bytes"] for part in found["parts"])
+    options = {"out": str(tmp_path / "s"), "hook-points": "resid_pre", "tokens": "100"}
+    options |= {"text": str(text_folder), "split": "all"}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    assert cli.main(["capture", str(tiny_dir), *words, "--plan"]) == 0
+    assert "total" in capsys.readouterr().out
+    assert not (tmp_path / "s").exists()
