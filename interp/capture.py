@@ -131,10 +131,14 @@ def _chunks(
 ) -> Iterator[Chunk]:
     n_ctx = tokens.n_ctx
     blocks_per_chunk = max(1, chunk_tokens // n_ctx)
+    # Page-locked memory lets a GPU copy while it computes; a model on several devices has no one
+    # queue to wait for.
+    pinned = model.device.type == "cuda" and getattr(model.hf, "hf_device_map", None) is None
     for first in range(0, len(tokens), blocks_per_chunk):
         part = tokens[first : first + blocks_per_chunk]
         # Ordinary tensors, made outside inference mode: a consumer may need gradients.
-        acts = {p: torch.empty(len(part) * n_ctx, model.d_model, dtype=dtype) for p in points}
+        shape = (len(part) * n_ctx, model.d_model)
+        acts = {p: torch.empty(shape, dtype=dtype, pin_memory=pinned) for p in points}
         nll = torch.empty(len(part), n_ctx) if with_loss else None
         keep = (part.is_target).clone()
         for start in range(0, len(part), batch_size):
@@ -142,8 +146,10 @@ def _chunks(
             rows = slice(batch.start * n_ctx, batch.stop * n_ctx)
             views = {p: acts[p][rows] for p in points}
             # The callback copies at once: the model may reuse its tensor later in the pass.
-            callbacks = {p: _copy_into(view) for p, view in views.items()}
+            callbacks = {p: _copy_into(view, pinned) for p, view in views.items()}
             batch_nll = run_blocks(model, part.ids[batch], callbacks, with_loss=with_loss)
+            if pinned:
+                torch.cuda.synchronize(model.device)
             if nll is not None and batch_nll is not None:
                 nll[batch] = batch_nll
             keep[batch] &= sinks.allowed(views, part[batch])
@@ -161,9 +167,9 @@ def _chunks(
         )
 
 
-def _copy_into(rows: Float[Tensor, "token d_model"]) -> Callable[[Tensor], None]:
+def _copy_into(rows: Float[Tensor, "token d_model"], pinned: bool) -> Callable[[Tensor], None]:
     def copy(value: Tensor) -> None:
-        rows.copy_(value.reshape(rows.shape))
+        rows.copy_(value.reshape(rows.shape), non_blocking=pinned)
 
     return copy
 

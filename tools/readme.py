@@ -1,4 +1,4 @@
-"""The generated blocks of README.md: the module list, and the figure with its numbers.
+"""The generated blocks of README.md: modules, supported models, the figure with its numbers.
 
 `make readme` rewrites them; a test fails when they are stale. No figure in the README is typed by
 hand: they come from the committed run under `results/`.
@@ -7,6 +7,7 @@ hand: they come from the committed run under `results/`.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import re
 import sys
@@ -49,7 +50,23 @@ def figure(summary: dict[str, object] | None = None) -> str:
     )
 
 
-BLOCKS = {"modules": modules, "figure": figure}
+def supported() -> str:
+    """The architectures that the tests load, capture and compare."""
+    path = ROOT / "tests" / "interp" / "tiny_models.py"
+    spec = importlib.util.spec_from_file_location("tiny_models", path)
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"{path} is not there")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    rows = ["| Architecture | Models | Hook points |", "|---|---|---|"]
+    for name, row in module.COVERED.items():
+        points = "all but " + ", ".join(f"`{k}`" for k in row.lacks) if row.lacks else "all"
+        rows.append(f"| `{name}` | {row.models} | {points} |")
+    return "\n".join(rows)
+
+
+BLOCKS = {"modules": modules, "figure": figure, "supported": supported}
 
 
 def rendered(text: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import N_LAYERS, VARIANTS, tiny
+from tiny_models import COVERED, N_LAYERS, covered, tiny
 from torch import Tensor
 
 from interp.errors import UserError
@@ -74,12 +74,11 @@ def test_a_layer_beyond_the_model_is_refused() -> None:
         resolve("blocks.3.hook_resid_post", tiny("gpt2"))
 
 
-@pytest.mark.parametrize("architecture", [*architectures(), "gpt_neox sequential"])
-def test_residuals_equal_hidden_states_and_add_up(architecture: str) -> None:
+@pytest.mark.parametrize("name", [name for name in COVERED if name != "opt, post-norm"])
+def test_residuals_equal_hidden_states_and_add_up(name: str) -> None:
     """resid_pre and resid_post against HF's hidden_states; mid and post by the sums they are."""
-    name, changes = VARIANTS.get(architecture, (architecture, {}))
-    hf = tiny(name, **changes)
-    kinds = [k for k in KINDS if not (architecture == "gpt_neox" and k == "resid_mid")]
+    hf = covered(name)
+    kinds = [k for k in KINDS if k not in COVERED[name].lacks]
     points = [HookPoint(kind, layer) for layer in range(N_LAYERS) for kind in kinds]
     seen = collect(hf, IDS, resolve(points, hf))
     with torch.inference_mode():
@@ -99,7 +98,7 @@ def test_residuals_equal_hidden_states_and_add_up(architecture: str) -> None:
 
 def test_the_post_norm_opt_gives_the_stream_between_its_blocks() -> None:
     """OPT-350m: the embedding is projected, and each block ends with a norm."""
-    hf = tiny("opt", **VARIANTS["opt post-norm"][1])
+    hf = covered("opt, post-norm")
     kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
     points = [HookPoint(kind, layer) for layer in range(N_LAYERS) for kind in kinds]
     seen = collect(hf, IDS, resolve(points, hf))
@@ -126,6 +125,21 @@ def test_the_last_residual_is_before_the_final_norm() -> None:
         after = hf(input_ids=IDS, output_hidden_states=True).hidden_states[-1].reshape(-1, 16)
         torch.testing.assert_close(hf.transformer.ln_f(raw), after)
     assert not torch.allclose(raw, after, atol=0.1)
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_what_the_readme_lists_is_what_resolves(name: str) -> None:
+    hf = covered(name)
+    for kind in KINDS:
+        if kind in COVERED[name].lacks:
+            with pytest.raises(UserError, match=rf"blocks\.0\.hook_{kind}"):
+                resolve(kind, hf)
+        else:
+            assert len(resolve(kind, hf)) == N_LAYERS
+
+
+def test_every_architecture_is_covered() -> None:
+    assert {row.architecture for row in COVERED.values()} == set(architectures())
 
 
 def test_points_an_architecture_lacks_say_so() -> None:

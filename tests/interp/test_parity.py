@@ -8,36 +8,33 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import VARIANTS, tiny
+from tiny_models import COVERED, covered
 
 from interp import hook_points, parity
 from interp.capture import capture
 from interp.errors import UserError
-from interp.hook_points import KINDS, architectures
+from interp.hook_points import KINDS
 from interp.loss import block_nll, loss
 from interp.models import Model, load
 from interp.tokens import tokens
 
-ALL = [*architectures(), *VARIANTS]
-
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Any:
-    """saved(architecture or variant) -> a folder that holds it."""
+    """saved(row of COVERED) -> a folder that holds it."""
     root = tmp_path_factory.mktemp("architectures")
 
     def save(name: str) -> Path:
         folder = root / name
         if not folder.exists():
-            architecture, changes = VARIANTS.get(name, (name, {}))
-            tiny(architecture, n_vocab=len(tiny_tokenizer), **changes).save_pretrained(folder)
+            covered(name, n_vocab=len(tiny_tokenizer)).save_pretrained(folder)
             tiny_tokenizer.save_pretrained(folder)
         return folder
 
     return save
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", COVERED)
 def test_every_architecture_loads_and_captures_with_its_loss(
     saved: Any, name: str, text_folder: Path
 ) -> None:
@@ -47,7 +44,7 @@ def test_every_architecture_loads_and_captures_with_its_loss(
     attention = "eager" if name == "gpt_neo" else "sdpa"  # transformers has no other for GPT-Neo
     assert model.hf.config._attn_implementation == attention
     blocks = tokens(text_folder, model)
-    kinds = [k for k in KINDS if k != "resid_mid" or name not in ("gpt_neox", "opt post-norm")]
+    kinds = [k for k in KINDS if k not in COVERED[name].lacks]
     [chunk] = capture(model, blocks, kinds, with_loss=True)
     labels = torch.where(blocks.is_target, blocks.ids.long(), -100)
     with torch.inference_mode():
@@ -59,7 +56,7 @@ def test_every_architecture_loads_and_captures_with_its_loss(
         )
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", COVERED)
 def test_every_architecture_equals_transformer_bridge(
     saved: Any, name: str, text_folder: Path
 ) -> None:
