@@ -18,7 +18,7 @@ _PARTIAL = ".partial"
 def write(path: Path, data: bytes) -> None:
     """Put `data` at `path`, on the disk itself, before any other content can be seen there.
 
-    Raises UserError when the disk is full; nothing is left of the attempt then.
+    Raises UserError when the disk is full or may not be written; nothing is left of the attempt.
     """
     partial = path.with_name(f".{path.name}{_PARTIAL}")
     try:
@@ -34,6 +34,10 @@ def write(path: Path, data: bytes) -> None:
             raise UserError(
                 f"{path}: no space left for its {len(data):,} bytes; what was written before is "
                 "usable: free some space and run the same line again to go on"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(
+                f"{path}: may not be written ({error.strerror}); choose another folder"
             ) from error
         raise
 

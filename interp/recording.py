@@ -170,7 +170,10 @@ def record(
     out = Path(out)
     fresh = _require_ours(out)
     recording.require_room(out, budget_bytes)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be made ({error.strerror}); choose another --out") from error
     with durable.only_writer(out):
         try:
             writer = _Writer.begin(recording, out)

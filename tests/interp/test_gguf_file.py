@@ -160,7 +160,7 @@ def test_a_real_file_has_the_loss_of_a_language_model(smollm2: Path) -> None:
     assert (model.d_model, model.n_layers, model.family) == (576, 30, "llama")
     assert model.parity_error is not None
     assert model.parity_error <= 1e-5
-    blocks = tokens("deps", model, split="held_out", n_tokens=4096, block_size=512)
+    blocks = tokens("deps", model, split="held_out", n_tokens=2048, block_size=512)
     mine = loss(model, blocks, batch_size=2)
     nats = n_tokens = 0.0
     for row, is_target in zip(blocks.ids.long(), blocks.is_target, strict=True):

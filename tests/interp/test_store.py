@@ -440,6 +440,22 @@ def test_a_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_place_that_cannot_hold_a_store_is_refused(
+    tiny_model: Any, tiny_tokens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"file/s cannot be made \(Not a directory\)"):
+        recorded(tiny_model, tiny_tokens, tmp_path / "file" / "s")
+
+    def read_only(source: Any, target: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", read_only)
+    with pytest.raises(UserError, match="may not be written"):
+        recorded(tiny_model, tiny_tokens, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_write_that_fails_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
