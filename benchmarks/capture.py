@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from interp import ladder
 from interp.capture import capture, run_blocks
 from interp.hook_points import HookPoint
 from interp.models import Model, load, wrap
@@ -164,19 +165,10 @@ def _bridge(model: Model) -> Any:
     import copy
 
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
 
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        from tokenizers import Tokenizer, models
-
-        vocabulary = {str(i): i for i in range(model.d_vocab)}
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="0")),
-            bos_token="0",
-            eos_token="0",
-            pad_token="0",
-        )
+    # It wants a tokenizer that lies somewhere; none is used.
+    tokenizer = model.tokenizer or AutoTokenizer.from_pretrained(ladder.tokenizer_path())
     return TransformerBridge.boot_transformers(
         "gpt2", hf_model=copy.deepcopy(model.hf), tokenizer=tokenizer
     )

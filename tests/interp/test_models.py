@@ -198,6 +198,26 @@ def test_another_revision_is_not_taken_instead(hub_cache: Path, name: str) -> No
     assert "HF_HUB_OFFLINE forbids" in refused(name)
 
 
+def test_a_download_asks_for_the_revision(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def require(name: str, kind: str, *, revision: str | None, **_: object) -> None:
+        asked.append((name, revision))
+
+    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        assert not any("bin" in pattern or "pt" in pattern for pattern in allow_patterns)
+        return str(tiny_dir)
+
+    monkeypatch.setattr(hub, "require", require)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    load("someone/else@step7")
+    load("someone/else")
+    assert asked == [("someone/else", "step7")] * 2 + [("someone/else", None)] * 2
+
+
 def test_an_empty_revision_is_no_name() -> None:
     assert "no such directory" in refused("gpt2@")
 

@@ -284,6 +284,18 @@ def test_damaged_tokens_are_found_and_mended(
     assert files(out) == whole
 
 
+def test_what_killed_writers_left_is_removed(
+    tiny_model: Any, tiny_tokens: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "s"
+    recorded(tiny_model, tiny_tokens, out)
+    whole = files(out)
+    for folder in (out, out / "positions"):
+        (folder / ".old.partial").write_text("half a file")
+    recorded(tiny_model, tiny_tokens, out)
+    assert files(out) == whole
+
+
 def test_a_second_writer_is_refused(tiny_model: Any, tiny_tokens: Any, tmp_path: Path) -> None:
     out = tmp_path / "s"
     tried = []
@@ -408,6 +420,20 @@ def test_values_beyond_float16_are_refused_and_not_stored_as_infinity(
     with pytest.raises(UserError, match=r"float16.*use float32"):
         recorded(model, tiny_tokens, tmp_path / "s", dtype="float16")
     assert recorded(model, tiny_tokens, tmp_path / "s", dtype="float32").complete
+
+
+def test_norms_beyond_float16_are_no_infinities(
+    save_tiny: Any, tmp_path: Path, tiny_tokens: Any
+) -> None:
+    """Every value fits, the root of the sum of their squares does not."""
+    from interp.models import load
+
+    model = load(str(save_tiny(tmp_path / "large")))
+    largest = model.hf.transformer.wte.weight.abs().max()
+    model.hf.transformer.wte.weight.mul_(60_000 / largest)
+    record(prepare(model, tiny_tokens, "blocks.0.hook_resid_pre", dtype="float16"), tmp_path / "s")
+    [rows] = open_store(tmp_path / "s").rows()
+    assert rows.acts["blocks.0.hook_resid_pre"].norm(dim=1).max() > 65_504
 
 
 @pytest.mark.parametrize(
