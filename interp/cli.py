@@ -19,6 +19,8 @@ from interp.cli_parts import (
     command,
     count,
     json_flag,
+    load_options,
+    model_options,
     print_costs,
     print_json,
     print_table,
@@ -94,6 +96,7 @@ def _build() -> argparse.ArgumentParser:
         metavar="N",
         help="overlapping windows every N tokens, so that each token has nearly a full context",
     )
+    model_options(loss)
     json_flag(loss)
 
     cli_capture.add(commands)
@@ -199,7 +202,7 @@ def _loss(args: argparse.Namespace) -> None:
     corpus = None
     rows = []
     for name in families.expand(args.model):
-        model = load(name)
+        model = load(name, **load_options(args))
         corpus = corpus or load_text(args.text)  # a wrong model name is answered before reading
         blocks = tokens(corpus, model, n_tokens=args.tokens, split=args.split)
         result = loss(model, blocks, stride=args.stride)

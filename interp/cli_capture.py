@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.cli_parts import (
+    DTYPES,
     MODEL_HELP,
     TEXT_HELP,
     command,
     count,
     json_flag,
+    load_options,
+    model_options,
     print_costs,
     print_json,
     print_table,
@@ -21,8 +24,6 @@ from interp.cli_parts import (
 
 if TYPE_CHECKING:
     from interp.store import Store
-
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add(commands: Any) -> None:
@@ -49,9 +50,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--split", choices=("all", "train", "held_out"), default="train", help="of documents"
     )
-    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the model")
-    parser.add_argument("--store-dtype", choices=_DTYPES, help="on disk (default: --dtype)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    model_options(parser)
+    parser.add_argument("--store-dtype", choices=DTYPES, help="on disk (default: --dtype)")
     parser.add_argument(
         "--positions",
         choices=("sae", "all"),
@@ -76,7 +76,7 @@ def _capture(args: argparse.Namespace) -> None:
     from interp.models import load
     from interp.progress import Progress
     from interp.recording import prepare, record
-    from interp.store import DTYPES, MANIFEST, open_store
+    from interp.store import MANIFEST, open_store
     from interp.tokens import tokens
 
     if args.threads is not None and args.threads < 1:
@@ -85,7 +85,7 @@ def _capture(args: argparse.Namespace) -> None:
         args.threads = open_store(args.out).manifest.origin.threads
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    model = load(args.model, device=args.device, dtype=DTYPES[args.dtype])
+    model = load(args.model, **load_options(args))
     blocks = tokens(args.text, model, n_tokens=args.tokens, split=args.split)
     for warning in blocks.warnings:
         print(f"interp: warning: {warning}", file=sys.stderr)

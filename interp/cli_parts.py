@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from interp.plan import Cost
 
 USER_ERROR = 2
+DTYPES = ("float32", "bfloat16", "float16")
 MODEL_HELP = "ladder/dNNN, a directory, a .gguf file, a hub name, or hub-name@revision"
 TEXT_HELP = "deps (default), stdlib, a .txt/.jsonl/.parquet file, a folder, or a hub data set"
 
@@ -36,6 +37,23 @@ def command(
     if call is not None:
         parser.set_defaults(call=call)
     return parser
+
+
+def model_options(parser: argparse.ArgumentParser) -> None:
+    """How to load a model; `load_options` reads them."""
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the model")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
+    parser.add_argument(
+        "--device-map", choices=("auto",), help="spread the model over all devices there are"
+    )
+
+
+def load_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keywords for `interp.models.load`."""
+    import torch
+
+    dtype = getattr(torch, args.dtype)
+    return {"dtype": dtype, "device": args.device, "device_map": args.device_map}
 
 
 def json_flag(parser: argparse.ArgumentParser) -> None:

@@ -22,18 +22,27 @@ LIBRARIES = (
 AFTERWARDS = {
     "__init__.py",
     "cli.py",
+    "cli_capture.py",
+    "cli_parts.py",
     "config.py",
     "correlate.py",
+    "durable.py",
     "exponent.py",
+    "families.py",
+    "machine.py",
+    "plan.py",
     "progress.py",
     "provenance.py",
+    "recording.py",
     "run.py",
     "saturation.py",
     "scaling.py",
+    "shuffle.py",
+    "store.py",
     "study.py",
     "summary.py",
 }
-"""Modules of interp that see finished rows only: they may change under a half-done study."""
+"""Modules of interp that make no rows: they may change under a half-done study."""
 
 
 def provenance(text_sha256: str) -> dict[str, str]:

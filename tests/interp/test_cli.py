@@ -81,6 +81,21 @@ def test_loss_takes_a_stride(
     assert "use 1 to 31" in refused(capsys, *line, "--stride", "32")
 
 
+def test_loss_takes_a_dtype_and_a_device(
+    tiny_dir: Path, text_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ("loss", str(tiny_dir), "--text", str(text_folder), "--split", "all", "--json")
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        assert cli.main([*line, "--dtype", dtype]) == 0
+        [row] = json.loads(capsys.readouterr().out)
+        losses[dtype] = row["loss_nats_per_token"]
+    assert losses["float32"] != losses["bfloat16"]
+    assert losses["float32"] == pytest.approx(losses["bfloat16"], rel=0.02)
+    assert "unknown device 'abacus'" in refused(capsys, *line, "--device", "abacus")
+    assert "float8" in refused(capsys, *line, "--dtype", "float8")
+
+
 def test_loss_prints_a_table(
     tiny_dir: Path, text_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
