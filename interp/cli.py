@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from interp import cli_saes
 from interp.errors import UserError
 
 USER_ERROR = 2
@@ -81,6 +82,8 @@ def _build() -> argparse.ArgumentParser:
         "--split", choices=("all", "train", "held_out"), default="held_out", help="of documents"
     )
     _json_flag(loss)
+
+    cli_saes.add(commands, _command, _count)
 
     study = _command(
         commands,

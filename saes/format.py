@@ -50,7 +50,8 @@ def save(sae: SAE, path: str | Path) -> None:
         # mkdtemp makes private folders; results are meant to be shared.
         fresh.chmod(0o755)
         weights = {
-            name: getattr(sae, name).detach().cpu().contiguous()
+            # A copy: safetensors refuses tied weights, which share memory.
+            name: getattr(sae, name).detach().cpu().contiguous().clone()
             for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
             if getattr(sae, name) is not None
         }
@@ -106,6 +107,12 @@ def load(path: str | Path) -> SAE:
         metadata=own.get("training"),
         threshold=None if is_topk else _threshold(weights, rule, b_enc),
     )
+
+
+def hook_name(path: str | Path) -> str | None:
+    """The hook point that an SAE's file names, ours or sae-lens's; None where it names none."""
+    cfg, _ = _read(Path(path))
+    return (cfg.get("metadata") or {}).get("hook_name") or cfg.get("hook_name")
 
 
 def _threshold(weights: dict[str, Tensor], rule: tuple[str, ...], b_enc: Tensor) -> Tensor:
