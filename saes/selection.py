@@ -87,6 +87,7 @@ class TopKEncoder:
         )
         rows = block_rows(n_tokens, d_sae, device)
         self._product = torch.empty(rows, d_sae, device=device, dtype=dtype)
+        self._low_W: Tensor | None = None
 
     def __call__(
         self,
@@ -96,7 +97,11 @@ class TopKEncoder:
     ) -> Slots:
         """The k largest positive entries of centred W_enc + b_enc; valid until the next call."""
         is_low = self._product.dtype != torch.float32
-        x, W = centred.to(self._product.dtype), W_enc.to(self._product.dtype)
+        x, W = centred, W_enc
+        if is_low:
+            if self._low_W is None:
+                self._low_W = torch.empty_like(W_enc, dtype=self._product.dtype)
+            x, W = centred.to(self._product.dtype), self._low_W.copy_(W_enc)
         n_tokens, rows = len(centred), len(self._product)
         values, indices = self.values[:n_tokens], self.indices[:n_tokens]
         for start in range(0, n_tokens, rows):

@@ -127,18 +127,21 @@ class ByLatent:
         self,
         matrix: Float[Tensor, "row d_in"],
         weights: Float[Tensor, " slot"],
+        out: Float[Tensor, "d_sae d_in"] | None = None,
+        *,
         rows: Int[Tensor, " slot"] | None = None,
     ) -> Float[Tensor, "d_sae d_in"]:
         """For every latent, the sum over its slots of weight * matrix[row of the slot].
 
-        `rows`: other rows than the batch's own, in this order.
+        `out`: memory that may be used. `rows`: other rows than the batch's own, in this order.
         """
+        rows = self.rows if rows is None else rows
+        if out is not None and has_kernels(out):
+            arrays = (matrix, rows, weights, self.starts, out)
+            kernels.sum_rows(*(tensor.numpy() for tensor in arrays))
+            return out
         return functional.embedding_bag(
-            self.rows if rows is None else rows,
-            matrix,
-            self.starts,
-            per_sample_weights=weights,
-            mode="sum",
+            rows, matrix, self.starts, per_sample_weights=weights, mode="sum"
         )
 
 

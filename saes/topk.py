@@ -36,6 +36,9 @@ from saes.sparse import (
     scaled_difference,
 )
 
+LARGE_MATRIX = 1 << 20
+"""Weights from which the gradient's memory is kept; torch's own sum is as fast for smaller ones."""
+
 
 class OutputGradient(NamedTuple):
     """Gradient of the reconstruction losses at the decoder's outputs."""
@@ -54,7 +57,7 @@ class OutputGradient(NamedTuple):
 class Gradients(NamedTuple):
     """Gradients of the loss at one batch, and what the batch showed.
 
-    `slots` is scratch, valid until the next batch.
+    All tensors are scratch, valid until the next batch.
     """
 
     weights: Weights
@@ -117,8 +120,10 @@ class TopKStep:
         by_latent = work.by_latent
         by_latent.sort(slots, decoder_dots(out.rows, out.slots, weights.W_dec))
         grads = Weights(
-            W_enc_T=by_latent.sum_rows(centred, by_latent.grad_values),
-            W_dec=by_latent.sum_rows(out.rows, by_latent.values, self._decoder_rows(by_latent)),
+            W_enc_T=by_latent.sum_rows(centred, by_latent.grad_values, work.grad_W_enc),
+            W_dec=by_latent.sum_rows(
+                out.rows, by_latent.values, work.grad_W_dec, rows=self._decoder_rows(by_latent)
+            ),
             b_enc=by_latent.grad_sums,
             b_dec=out.b_dec,
         )
@@ -226,3 +231,8 @@ class _Workspace:
         self.centred = torch.empty(shape, device=device)
         self.grad_out = torch.empty(shape, device=device)
         self.by_latent = ByLatent(n_tokens * k, config.d_sae, device=device)
+        is_large = config.d_sae * config.d_in >= LARGE_MATRIX
+        self.grad_W_enc, self.grad_W_dec = (
+            torch.empty(config.d_sae, config.d_in, device=device) if is_large else None
+            for _ in range(2)
+        )

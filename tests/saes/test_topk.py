@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saes import selection, sparse
+from saes import selection, sparse, topk
 from saes.config import SAEConfig
 from saes.sae import SAE
 from saes.sparse import Slots
@@ -359,3 +359,37 @@ def test_k_of_a_step_may_differ(backend: str) -> None:
     for k in (7, 2, 7):
         assert len(step.gradients(batch, k).slots.values) == 16 * k
     assert len(step.gradients(batch).slots.values) == 16 * 2
+
+
+@given(
+    seed=st.integers(0, 1000),
+    n=st.integers(1, 40),
+    d_in=st.integers(1, 70),
+    d_sae=st.integers(1, 30),
+    k=st.integers(1, 9),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_sums_into_kept_memory_have_the_bits_of_embedding_bag(
+    seed: int, n: int, d_in: int, d_sae: int, k: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.randint(0, d_sae, (n, k), generator=generator)
+    values, grads = torch.randn(2, n, k, generator=generator)
+    slots = Slots.from_topk(indices, values.relu())
+    matrix = torch.randn(n, d_in, generator=generator)
+    by_latent = sparse.ByLatent(n * k, d_sae, device=matrix.device)
+    by_latent.sort(slots, grads.flatten())
+    out = torch.full((d_sae, d_in), torch.nan)
+    kept = by_latent.sum_rows(matrix, by_latent.values, out)
+    assert kept is out
+    torch.testing.assert_close(kept, by_latent.sum_rows(matrix, by_latent.values), rtol=0, atol=0)
+
+
+def test_large_dictionaries_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path that keeps gradient memory, at a size where tests can afford autograd."""
+    monkeypatch.setattr(topk, "LARGE_MATRIX", 1)
+    for n_dead in (0, 7):
+        step = make_step(4, 8, 40, 3, auxk_alpha=0.5, k_aux=4)
+        step.tokens_since_fired[:n_dead] = 10**6
+        for seed in (4, 5):
+            assert_gradients_match(step, make_batch(seed, 30, 8))
