@@ -69,7 +69,10 @@ class PeerStep:
         return float((output.sae_out.detach() - y).square().sum(dtype=torch.float64))
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, moments and counters; what is counted in steps follows from `n_steps`."""
+        """Weights, moments and counters; what is counted in steps follows from `n_steps`.
+
+        sae-lens's penalty schedules hold no state: without a warm-up they are constant.
+        """
         trainer = self._trainer
         tensors = {f"weights.{name}": t.detach() for name, t in self._named()}
         for moment in ADAM_MOMENTS:
@@ -93,8 +96,6 @@ class PeerStep:
         trainer.n_training_steps = n_steps
         trainer.n_training_samples = n_steps * self.config.batch_size
         trainer.n_frac_active_samples = n_steps * self.config.batch_size
-        for scheduler in trainer.coefficient_schedulers.values():
-            scheduler.load_state_dict({"current_step": n_steps})
 
     def dictionary(self) -> Dictionary:
         """The trained function; standard is a threshold of zero, which is ReLU."""

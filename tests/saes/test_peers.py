@@ -174,3 +174,39 @@ def test_an_unfinished_sae_lens_run_loads_with_its_threshold(tmp_path: Path) -> 
     assert (b.encode(x).values > 0).any()
     torch.testing.assert_close(a.encode_dense(x), b.encode_dense(x), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(a(x), b(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["standard", "batchtopk", "matryoshka_batchtopk"])
+def test_result_does_not_depend_on_companions_or_workers(kind: str) -> None:
+    rule = {} if kind == "standard" else {"k": 3, "sparsity_coefficient": None}
+    settings = [config(kind, seed=seed, n_tokens=2000, **rule) for seed in range(3)]
+    (alone,) = train(stream(2), [settings[1]], workers=1)
+    many = train(stream(2), settings, workers=2)
+    for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"):
+        assert torch.equal(getattr(alone, name), getattr(many[1], name)), name
+        assert not torch.equal(many[0].W_dec, many[1].W_dec)
+
+
+def test_published_saes_come_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With sae-lens's download replaced; what it returns becomes ours, what it raises one line."""
+    from saes.errors import SAEError
+    from saes.pretrained import load_pretrained
+
+    theirs = saved_by_sae_lens("jumprelu", tmp_path / "sae")
+    asked = []
+
+    def fake(release: str, sae_id: str) -> object:
+        asked.append((release, sae_id))
+        if release == "nowhere":
+            raise ValueError("Release nowhere\nnot found")
+        return theirs
+
+    monkeypatch.setattr(sae_lens.SAE, "from_pretrained", fake)
+    ours = load_pretrained("some-release", "blocks.0")
+    assert asked == [("some-release", "blocks.0")]
+    x = rows(100, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)  # type: ignore[operator]
+    with pytest.raises(SAEError, match="nowhere/a: sae-lens could not load it") as caught:
+        load_pretrained("nowhere", "a")
+    assert "\n" not in str(caught.value)

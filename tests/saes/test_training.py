@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -220,6 +221,22 @@ def test_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
         train(stream(1), [config(n_tokens=500, lr=0.01)], checkpoint_dir=tmp_path)
     with pytest.raises(SAEError, match="1 SAEs there, 2 here"):
         train(stream(1), [config(n_tokens=500)] * 2, checkpoint_dir=tmp_path)
+
+
+def test_checkpoints_from_before_a_setting_existed_go_on(tmp_path: Path) -> None:
+    """What an older version wrote about a setting was its default."""
+    (plain,) = train(stream(), [config()])
+    with pytest.raises(Killed):
+        train(killed_after(2), [config()], checkpoint_dir=tmp_path, checkpoint_seconds=0)
+    file = tmp_path / "configs.json"
+    (written,) = json.loads(file.read_text())
+    for name in ("k_warmup_fraction", "b_dec_init", "scale_activations", "matryoshka_widths"):
+        del written[name]
+    file.write_text(json.dumps([written]))
+    (resumed,) = train(stream(), [config()], checkpoint_dir=tmp_path)
+    assert_same(plain, resumed)
+    with pytest.raises(SAEError, match="b_dec_init 'mean' there, 'geometric_median' here"):
+        train(stream(), [config(b_dec_init="geometric_median")], checkpoint_dir=tmp_path)
 
 
 def test_checkpoint_of_another_stream_is_refused(tmp_path: Path) -> None:
