@@ -76,11 +76,12 @@ class BatchTopKEncoder:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.wanted = k * n_tokens
+        self._dtype = dtype
         self._is_low = dtype != torch.float32
-        rows = block_rows(n_tokens, d_sae, device)
-        self._product = torch.empty(rows, d_sae, device=device, dtype=dtype)
         self._guess = 0.0
-        if has_kernels(self._product):
+        if device.type == "cpu":
+            rows = block_rows(n_tokens, d_sae, device)
+            self._product = torch.empty(rows, d_sae, dtype=dtype)
             room = 2 * self.wanted + d_sae + 1
             self._found = torch.empty(room, dtype=torch.int32)
             self._found_at = torch.empty(room, dtype=torch.int64)
@@ -109,8 +110,7 @@ class BatchTopKEncoder:
     def _dense(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Tensor:
         if not self._is_low:
             return torch.addmm(b_enc, centred, W_enc)
-        dtype = self._product.dtype
-        return (centred.to(dtype) @ W_enc.to(dtype)).float().add_(b_enc)
+        return (centred.to(self._dtype) @ W_enc.to(self._dtype)).float().add_(b_enc)
 
     def _candidates(
         self, centred: Tensor, W_enc: Tensor, b_enc: Tensor
@@ -127,8 +127,8 @@ class BatchTopKEncoder:
 
     def _search(self, centred: Tensor, W_enc: Tensor, b_enc: Tensor, guess: float) -> int:
         """Collect entries above `guess` and no less than the `wanted` largest; how many."""
-        dtype, block = self._product.dtype, len(self._product)
-        x, W = centred.to(dtype), W_enc.to(dtype)
+        block = len(self._product)
+        x, W = centred.to(self._dtype), W_enc.to(self._dtype)
         bound = int(torch.tensor(guess).view(torch.int32))
         out = (self._found.numpy(), self._found_at.numpy())
         n_found = 0
