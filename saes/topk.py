@@ -72,13 +72,14 @@ class TopKStep:
     def __init__(
         self, config: SAEConfig, b_dec: Float[Tensor, " d_in"], *, generator: torch.Generator
     ) -> None:
-        """Unit-norm random decoder, W_enc = W_dec^T, b_enc = 0, the given b_dec."""
+        """Unit-norm random decoder, W_enc = encoder_init_scale * W_dec^T, b_enc 0, given b_dec."""
         self.config = config
         device = b_dec.device
         directions = torch.randn(config.d_sae, config.d_in, generator=generator)
         W_dec = functional.normalize(directions, dim=1).to(device)
         b_enc = torch.zeros(config.d_sae, device=device)
-        self.weights = Weights(W_dec.clone(), W_dec, b_enc, b_dec.clone())
+        W_enc_T = W_dec * config.encoder_init_scale
+        self.weights = Weights(W_enc_T, W_dec, b_enc, b_dec.clone())
         self.optimizer = Adam(self.weights)
         self.tokens_since_fired = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
         self._encoder: Callable[..., Slots] | None = None

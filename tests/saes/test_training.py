@@ -104,6 +104,15 @@ def test_initialization_is_the_data_mean_and_a_tied_unit_decoder() -> None:
     assert sae.b_enc.abs().max() < 1e-6
 
 
+def test_a_shorter_initial_encoder_starts_lower() -> None:
+    """k latents of unit encoders overshoot; half as long they do not."""
+    chunks = [{"resid": 3 * torch.randn(2000, D_IN, generator=torch.Generator().manual_seed(1))}]
+    settings = {"k": 12, "lr": 1e-12}
+    unit, half = train(chunks, [config(**settings), config(encoder_init_scale=0.5, **settings)])
+    torch.testing.assert_close(half.W_enc, 0.5 * half.W_dec.T)
+    assert half.metadata["running_fvu"] < 0.7 * unit.metadata["running_fvu"]
+
+
 def test_scale_of_the_activations_is_folded_in() -> None:
     """Activations in other units give the same SAE in those units."""
     (plain,) = train(stream(), [config()])
