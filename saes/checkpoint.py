@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from saes.config import SAEConfig
 from saes.errors import SAEError
 from saes.group import Member
-from saes.topk import TopKStep
+from saes.steps import new_step
 
 CONFIGS_NAME = "configs.json"
 
@@ -30,10 +30,10 @@ def claim(folder: Path, configs: list[SAEConfig]) -> None:
 
     Raises SAEError, naming the first difference, where it belongs to others.
     """
-    ours: list[dict[str, Any]] = [config.model_dump() for config in configs]
+    ours: list[dict[str, Any]] = [config.model_dump(mode="json") for config in configs]
     path = folder / CONFIGS_NAME
     if path.exists():
-        theirs = json.loads(path.read_text())
+        theirs = _with_defaults(json.loads(path.read_text()))
         if theirs != ours:
             raise SAEError(
                 f"{folder} holds checkpoints of other settings ({_difference(theirs, ours)}); "
@@ -53,8 +53,9 @@ def write(folder: Path, number: int, member: Member) -> None:
     record = {
         "cursor": member.cursor,
         "tokens_done": member.tokens_done,
-        "n_steps": member.step.optimizer.n_steps,
+        "n_steps": member.step.n_steps,
         "scale": member.scale,
+        "row_variance": member.row_variance,
         "fvu": member.fvu,
         "fingerprint": member.fingerprint,
         "stopped_early": member.stopped_early,
@@ -94,12 +95,13 @@ def read(folder: Path, number: int, member: Member, device: torch.device) -> Non
         ) from None
     config = member.config
     origin = torch.zeros(config.d_in, device=device)
-    member.step = TopKStep(config, origin, generator=torch.Generator())
+    member.step = new_step(config, origin, generator=torch.Generator())
     member.step.load_state(tensors, record["n_steps"])
     member.pending = tensors["pending"].to(device)
     member.cursor = record["cursor"]
     member.tokens_done = record["tokens_done"]
     member.scale = record["scale"]
+    member.row_variance = record.get("row_variance", float(config.d_in))
     member.fvu = record["fvu"]
     member.fingerprint = record["fingerprint"]
     member.stopped_early = record["stopped_early"]
@@ -107,6 +109,14 @@ def read(folder: Path, number: int, member: Member, device: torch.device) -> Non
 
 def _path(folder: Path, number: int) -> Path:
     return folder / f"sae-{number:04d}.safetensors"
+
+
+def _with_defaults(configs: Any) -> Any:
+    """Configs written before a field existed had its default."""
+    try:
+        return [SAEConfig(**config).model_dump(mode="json") for config in configs]
+    except (SAEError, TypeError):
+        return configs
 
 
 def _difference(theirs: Any, ours: list[dict[str, Any]]) -> str:

@@ -8,17 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saes.errors import SAEError
-
-if TYPE_CHECKING:
-    from saes.training import TrainingStatus
-
-CHECKPOINTS = ".checkpoints"
+from saes.options import OneLineParser, add_sae_options, configs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,33 +31,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="saes", description="Sparse autoencoders on activations.")
+    parser = OneLineParser(prog="saes", description="Sparse autoencoders on activations.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser(
         "train",
         help="train SAEs on a folder of activations",
-        description="Train one SAE per hook point, size, k and seed on a folder of .npy or "
-        ".safetensors activations. Run the same line again to resume.",
+        description="Train SAEs on a folder of .npy or .safetensors activations. Run the same line "
+        "again to resume. Each SAE's metrics are in a .jsonl file beside its folder.",
+        epilog="example: saes train acts --d-sae 8x --k 32 --seeds 5 --out saes-out",
     )
     train.add_argument("acts", metavar="DIR", type=Path, help="folder of activations")
-    train.add_argument(
-        "--d-sae",
-        nargs="+",
-        required=True,
-        metavar="D",
-        help="latents: a number, or a multiple of d_in such as 8x",
-    )
-    train.add_argument("--k", nargs="+", type=int, required=True, help="latents per token")
-    train.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0..N-1 (1)")
     train.add_argument("--out", type=Path, required=True, help="folder for the SAEs")
     train.add_argument(
         "--tokens", type=int, help="rows to train on (one pass); more than a pass repeats it"
     )
     train.add_argument("--hook-points", nargs="+", help="keys to train on (all)")
-    train.add_argument("--lr", type=float, help="peak learning rate (a rule in d_sae)")
-    train.add_argument("--batch-size", type=int, help="tokens per step")
-    train.add_argument("--encoder-dtype", choices=["float32", "bfloat16"])
+    train.add_argument(
+        "--chunk-rows", type=int, default=131_072, metavar="N", help="rows shuffled together"
+    )
+    add_sae_options(train)
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser(
@@ -78,10 +66,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from saes.config import SAEConfig
     from saes.folder import ActivationFolder
-    from saes.format import save
-    from saes.training import train
+    from saes.runs import train_into
 
     folder = ActivationFolder(options.acts)
     hook_points = options.hook_points or list(folder.widths)
@@ -91,36 +77,17 @@ def _train(options: argparse.Namespace) -> None:
             f"{options.acts}: no hook point {unknown[0]!r}, only {sorted(folder.widths)}; "
             "give one of those"
         )
+    if options.chunk_rows < 1:
+        raise SAEError(f"--chunk-rows {options.chunk_rows}: give at least 1")
     n_tokens = folder.n_rows if options.tokens is None else options.tokens
-    given = {
-        name: getattr(options, name)
-        for name in ("lr", "batch_size", "encoder_dtype")
-        if getattr(options, name) is not None
-    }
-    configs = [
-        SAEConfig(
-            d_in=folder.widths[hook_point],
-            d_sae=_size(size, folder.widths[hook_point]),
-            k=k,
-            n_tokens=n_tokens,
-            hook_point=hook_point,
-            seed=seed,
-            **given,
-        )
-        for hook_point in hook_points
-        for size in options.d_sae
-        for k in options.k
-        for seed in range(options.seeds)
-    ]
-    saes = train(
-        folder.passes(n_tokens),
-        configs,
-        heartbeat=_Progress(),
-        checkpoint_dir=options.out / CHECKPOINTS,
-    )
-    for config, sae in zip(configs, saes, strict=True):
-        path = options.out / config.hook_point.replace("/", "--") / config.name
-        save(sae, path)
+    settings = configs(options, {name: folder.widths[name] for name in hook_points}, n_tokens)
+    for path in train_into(
+        options.out,
+        folder.passes(n_tokens, options.chunk_rows),
+        settings,
+        log=options.log,
+        checkpoint_seconds=options.checkpoint_seconds,
+    ):
         print(path)
 
 
@@ -149,30 +116,20 @@ def _evaluate(options: argparse.Namespace) -> None:
                 "hook_point": hook_point,
                 "d_in": sae.d_in,
                 "d_sae": sae.d_sae,
-                "k": sae.k,
+                "k": sae.k or None,
                 "seed": sae.cfg.seed if sae.cfg else None,
                 "n_tokens": metrics.n_tokens,
                 "fvu": metrics.fvu,
                 "l0": metrics.l0,
                 "dead_fraction": metrics.dead_fraction,
+                "density_histogram": metrics.density_histogram(),
             }
         )
     print(json.dumps(rows, indent=2) if options.json else _table(rows))
 
 
-def _size(text: str, d_in: int) -> int:
-    """Latents from "4096" or "8x" (times d_in)."""
-    try:
-        value = float(text[:-1]) * d_in if text.endswith("x") else int(text)
-    except ValueError:
-        raise SAEError(f"--d-sae {text!r}: give a number or a multiple such as 8x") from None
-    if value < 1 or value != int(value):
-        raise SAEError(f"--d-sae {text!r}: gives {value:g} latents at d_in {d_in}; give a whole")
-    return int(value)
-
-
 def _table(rows: list[dict[str, Any]]) -> str:
-    columns = [name for name in rows[0] if name != "d_in"]
+    columns = [name for name in rows[0] if name not in ("d_in", "density_histogram")]
     cells = [columns] + [
         [f"{row[c]:.4f}" if isinstance(row[c], float) else str(row[c]) for c in columns]
         for row in rows
@@ -182,33 +139,6 @@ def _table(rows: list[dict[str, Any]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in cells
     )
-
-
-class _Progress:
-    """One line on stderr, redrawn on a terminal, silent elsewhere."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._first_done: int | None = None
-
-    def __call__(self, status: TrainingStatus) -> None:
-        if not sys.stderr.isatty():
-            return
-        # Tokens of an earlier, interrupted run cost nothing now.
-        if self._first_done is None:
-            self._first_done = status.tokens_done
-        done = status.tokens_done - self._first_done
-        seconds = time.monotonic() - self._started
-        left = (status.tokens_total - status.tokens_done) * seconds / done if done else 0.0
-        end = "\n" if status.tokens_done >= status.tokens_total else ""
-        print(
-            f"\r{status.tokens_done:,}/{status.tokens_total:,} tokens  "
-            f"{status.sae_tokens_per_second:,.0f} SAE tokens/s  FVU {status.fvu:.4f}  "
-            f"dead {status.dead_fraction:.1%}  {left:.0f} s left ",
-            end=end,
-            file=sys.stderr,
-            flush=True,
-        )
 
 
 if __name__ == "__main__":

@@ -72,10 +72,12 @@ class ActivationFolder:
         if n_waiting:
             yield _join(waiting)
 
-    def passes(self, n_rows: int) -> Iterator[dict[str, Float[Tensor, "token d"]]]:
+    def passes(
+        self, n_rows: int, chunk_rows: int = CHUNK_ROWS
+    ) -> Iterator[dict[str, Float[Tensor, "token d"]]]:
         """As many passes as `n_rows` rows need."""
         for _ in range(-(-n_rows // self.n_rows)):
-            yield from self.chunks()
+            yield from self.chunks(chunk_rows)
 
 
 def _join(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,6 +24,15 @@ from saes.sae import SAE
 CONFIG_NAME = "cfg.json"
 WEIGHTS_NAME = "sae_weights.safetensors"
 OWN_KEY = "superscope"
+RULES: dict[str, tuple[str, ...]] = {
+    "topk": (),
+    "standard": (),
+    "jumprelu": ("threshold",),
+    "batchtopk": ("topk_threshold",),
+    "matryoshka_batchtopk": ("topk_threshold",),
+}
+"""sae-lens architectures that `load` knows, and the tensors beside the usual four. The last two
+are those of an unfinished training run; finished ones are saved as jumprelu."""
 """Key of cfg.json's metadata that holds our configuration and training record."""
 
 
@@ -40,8 +50,10 @@ def save(sae: SAE, path: str | Path) -> None:
         # mkdtemp makes private folders; results are meant to be shared.
         fresh.chmod(0o755)
         weights = {
-            name: getattr(sae, name).detach().cpu().contiguous()
-            for name in ("W_enc", "W_dec", "b_enc", "b_dec")
+            # A copy: safetensors refuses tied weights, which share memory.
+            name: getattr(sae, name).detach().cpu().contiguous().clone()
+            for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+            if getattr(sae, name) is not None
         }
         save_file(weights, fresh / WEIGHTS_NAME)
         (fresh / CONFIG_NAME).write_text(json.dumps(_sae_lens_config(sae), indent=2) + "\n")
@@ -57,7 +69,7 @@ def save(sae: SAE, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> SAE:
-    """Read a TopK SAE folder written by `save` or by sae-lens.
+    """Read an SAE folder written by `save` or by sae-lens, trained or still in training there.
 
     sae-lens options that change the function are folded into the weights. Raises SAEError for a
     missing or damaged folder and for architectures or normalizations this project does not have.
@@ -65,13 +77,16 @@ def load(path: str | Path) -> SAE:
     path = Path(path)
     cfg, weights = _read(path)
     architecture = cfg.get("architecture")
-    if architecture != "topk":
-        raise SAEError(f"{path}: architecture {architecture!r} is not supported; give a topk SAE")
+    if architecture not in RULES:
+        raise SAEError(
+            f"{path}: architecture {architecture!r} is not supported; give one of {sorted(RULES)}"
+        )
     for option in ("normalize_activations", "reshape_activations"):
         if cfg.get(option, "none") != "none":
             raise SAEError(f"{path}: {option} {cfg[option]!r} is not supported; fold it first")
-    missing = {"W_enc", "W_dec", "b_enc", "b_dec"} - weights.keys()
-    if missing or not isinstance(cfg.get("k"), int):
+    rule = RULES[architecture]
+    missing = {"W_enc", "W_dec", "b_enc", "b_dec", *rule} - weights.keys()
+    if missing or (architecture == "topk" and not isinstance(cfg.get("k"), int)):
         raise SAEError(f"{path}: lacks {', '.join(sorted(missing)) or 'k'}; save the SAE again")
     W_enc, W_dec = weights["W_enc"].float(), weights["W_dec"].float()
     b_enc, b_dec = weights["b_enc"].float(), weights["b_dec"].float()
@@ -81,8 +96,30 @@ def load(path: str | Path) -> SAE:
     if not cfg.get("apply_b_dec_to_input", True):
         b_enc = b_enc + b_dec @ W_enc
     own = (cfg.get("metadata") or {}).get(OWN_KEY) or {}
-    config = SAEConfig(**own["config"]) if own.get("config") else None
-    return SAE(W_enc, W_dec, b_enc, b_dec, k=cfg["k"], cfg=config, metadata=own.get("training"))
+    is_topk = architecture == "topk"
+    return SAE(
+        W_enc,
+        W_dec,
+        b_enc,
+        b_dec,
+        k=cfg["k"] if is_topk else 0,
+        cfg=SAEConfig(**own["config"]) if own.get("config") else None,
+        metadata=own.get("training"),
+        threshold=None if is_topk else _threshold(weights, rule, b_enc),
+    )
+
+
+def hook_name(path: str | Path) -> str | None:
+    """The hook point that an SAE's file names, ours or sae-lens's; None where it names none."""
+    cfg, _ = _read(Path(path))
+    return (cfg.get("metadata") or {}).get("hook_name") or cfg.get("hook_name")
+
+
+def _threshold(weights: dict[str, Tensor], rule: tuple[str, ...], b_enc: Tensor) -> Tensor:
+    """Per latent; zero, which is ReLU, where the architecture has none."""
+    if not rule:
+        return torch.zeros_like(b_enc)
+    return weights[rule[0]].float().expand_as(b_enc).clone()
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -101,16 +138,17 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _sae_lens_config(sae: SAE) -> dict[str, Any]:
-    config = sae.cfg.model_dump() if sae.cfg else None
-    return {
-        "architecture": "topk",
+    config = sae.cfg.model_dump(mode="json") if sae.cfg else None
+    is_topk = sae.threshold is None
+    rule: dict[str, Any] = {"architecture": "jumprelu"}
+    if is_topk:
+        rule = {"architecture": "topk", "k": sae.k, "rescale_acts_by_decoder_norm": False}
+    return rule | {
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
-        "k": sae.k,
         "dtype": str(sae.W_enc.dtype).removeprefix("torch."),
         "device": "cpu",
         "apply_b_dec_to_input": True,
-        "rescale_acts_by_decoder_norm": False,
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {

@@ -22,15 +22,12 @@ from torch import Tensor
 
 from saes.config import SAEConfig
 from saes.errors import SAEError
-from saes.metrics import RunningVariance
+from saes.first_rows import FirstRows, first_rows
 from saes.sae import SAE
-from saes.topk import TopKStep
+from saes.steps import Step, new_step
 from saes.trunk import trunks
 
 DONE, STREAM_ENDED = "done", "stream ended"
-
-
-STATISTICS_ROWS = 8192
 
 
 def seeded_generator(seed: int, purpose: int) -> torch.Generator:
@@ -42,30 +39,16 @@ def seeded_generator(seed: int, purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def mean_and_scale(
-    rows: Float[Tensor, "token d_in"], hook_point: str
-) -> tuple[Float[Tensor, " d_in"], float]:
-    """Mean of the rows, and the factor that makes their total variance d_in."""
-    variance = RunningVariance(rows.shape[1])
-    for block in rows.split(STATISTICS_ROWS):
-        variance.update(block)
-    if variance.sum_of_squares == 0:
-        raise SAEError(
-            f"{hook_point}: all {len(rows)} rows of the first chunk are equal; "
-            "give activations that vary"
-        )
-    scale = math.sqrt(rows.shape[1] * len(rows) / variance.sum_of_squares)
-    return variance.mean.to(rows.device), scale
-
-
 class Member:
     """One SAE in training. Works on scaled rows y = scale * x; `export` folds the scale back."""
 
     def __init__(self, config: SAEConfig) -> None:
         self.config = config
-        self.step: TopKStep | None = None
+        self.step: Step | None = None
         """None until the first chunk fixes b_dec and the scale."""
         self.scale = 1.0
+        self.row_variance = float(config.d_in)
+        """Total variance of a row of the first chunk, in the units trained in."""
         self.cursor = 0
         """Chunks of the stream consumed."""
         self.tokens_done = 0
@@ -93,11 +76,14 @@ class Member:
         """Fraction of latents dead now."""
         return 0.0 if self.step is None else self.step.dead.float().mean().item()
 
-    def start(self, mean: Float[Tensor, " d_in"], scale: float) -> None:
-        """Initialize from the first chunk: b_dec at its mean, rows scaled by `scale`."""
-        self.scale = scale
+    def start(self, first: FirstRows) -> None:
+        """Initialize from the first chunk."""
+        if self.config.scale_activations:
+            self.scale = first.scale
+        else:
+            self.row_variance = self.config.d_in / first.scale**2
         generator = seeded_generator(self.config.seed, 0)
-        self.step = TopKStep(self.config, (mean * scale).float(), generator=generator)
+        self.step = new_step(self.config, (first.centre * self.scale).float(), generator=generator)
 
     @property
     def follows(self) -> Member:
@@ -117,11 +103,12 @@ class Member:
         if trunk.step is None:
             return
         state = trunk.step.state()
-        origin = torch.zeros_like(trunk.step.weights.b_dec)
-        self.step = TopKStep(self.config, origin, generator=torch.Generator())
-        self.step.load_state(state, trunk.step.optimizer.n_steps)
+        origin = torch.zeros(self.config.d_in, device=trunk.pending.device)
+        self.step = new_step(self.config, origin, generator=torch.Generator())
+        self.step.load_state(state, trunk.step.n_steps)
         self.pending = trunk.pending.clone()
-        self.scale, self.fvu = trunk.scale, trunk.fvu
+        self.scale, self.row_variance = trunk.scale, trunk.row_variance
+        self.fvu = trunk.fvu
         self.tokens_done = self.inherited_tokens = trunk.tokens_done
 
     def advance(self, chunk: Float[Tensor, "token d_in"]) -> None:
@@ -148,24 +135,17 @@ class Member:
             self.stopped_early = True
 
     def export(self) -> SAE:
-        """The SAE on raw activations: the scale folded into the biases.
-
-        scale * x in, scale * x_hat out equals the raw SAE with b_enc and b_dec divided by the
-        scale and the same unit-norm decoder; pre-activations shrink alike, so TopK is unchanged.
-        """
+        """The SAE on raw activations."""
         step = self._started()
-        weights = step.weights
+        trained = step.dictionary().in_units(self.scale)
         return SAE(
-            W_enc=weights.W_enc_T.t().contiguous(),
-            W_dec=weights.W_dec.clone(),
-            b_enc=weights.b_enc / self.scale,
-            b_dec=weights.b_dec / self.scale,
-            k=self.config.k,
+            **trained._asdict(),
+            k=self.config.k if trained.threshold is None else 0,
             cfg=self.config,
             metadata={
                 "status": STREAM_ENDED if self.stopped_early else DONE,
                 "tokens_trained": self.tokens_done,
-                "n_steps": step.optimizer.n_steps,
+                "n_steps": step.n_steps,
                 "running_fvu": self.fvu if math.isfinite(self.fvu) else None,
                 "running_dead_fraction": self.dead_fraction,
                 "activation_scale": self.scale,
@@ -180,12 +160,12 @@ class Member:
         squared_error = 0.0
         for batch in order.split(self.config.batch_size):
             y = rows.index_select(0, batch).mul_(self.scale)
-            squared_error += step.step(y, self.config.lr_at(self.tokens_done))
+            lr, k = self.config.lr_at(self.tokens_done), self.config.k_at(self.tokens_done)
+            squared_error += step.step(y, lr, k)
             self.tokens_done += len(batch)
-        # The scale makes the variance of a row d_in.
-        self.fvu = squared_error / (len(order) * self.config.d_in)
+        self.fvu = squared_error / (len(order) * self.row_variance)
 
-    def _started(self) -> TopKStep:
+    def _started(self) -> Step:
         if self.step is None:
             raise SAEError(f"{self.config.hook_point}: the stream is empty; give at least one row")
         return self.step
@@ -254,16 +234,17 @@ class Group:
     def advance(self, chunk: Mapping[str, Float[Tensor, "token d_in"]], index: int) -> None:
         """Advance every unfinished member that has not yet consumed chunk number `index`."""
         for member in self.members:
-            rows = len(chunk[member.config.hook_point])
-            if member.trunk and member.trunk.cursor == index and member.outlives_trunk(rows):
+            n_rows = len(chunk[member.config.hook_point])
+            if member.trunk and member.trunk.cursor == index and member.outlives_trunk(n_rows):
                 member.part()
         waiting = self.waiting(index)
-        for hook_point in {m.config.hook_point for m in waiting if m.step is None}:
-            if len(chunk[hook_point]):
-                mean, scale = mean_and_scale(chunk[hook_point], hook_point)
-                for member in waiting:
-                    if member.step is None and member.config.hook_point == hook_point:
-                        member.start(mean, scale)
+        statistics: dict[tuple[str, str], FirstRows] = {}
+        for member in waiting:
+            hook_point, kind = member.config.hook_point, member.config.b_dec_init
+            if member.step is None and len(rows := chunk[hook_point]):
+                if (hook_point, kind) not in statistics:
+                    statistics[hook_point, kind] = first_rows(rows, hook_point, kind)
+                member.start(statistics[hook_point, kind])
         # Largest first, so that no long one is left running alone at the end.
         waiting.sort(key=lambda m: m.config.d_sae * m.config.d_in, reverse=True)
         if any(rows.device.type != "cpu" for rows in chunk.values()):

@@ -61,6 +61,16 @@ class SAEMetricsResult:
     mass: Float[Tensor, " d_sae"]
     """sum over tokens of z_i * ||d_i|| (float64)."""
 
+    def density_histogram(self) -> dict[str, list[float]]:
+        """Latents by firing density: `edges` from 1e-7 to 1, two per decade, and `counts` between.
+
+        Latents that never fired are in no bin; see `dead_fraction`.
+        """
+        exponents = torch.arange(-14, 1, dtype=torch.float64) / 2
+        fired = self.density[self.density > 0].log10().clamp(-7, 0)
+        counts = torch.histc(fired, bins=len(exponents) - 1, min=-7, max=0)
+        return {"edges": (10**exponents).tolist(), "counts": counts.tolist()}
+
 
 class SAEMetrics:
     """Accumulates metrics over batches; `result()` at any time."""

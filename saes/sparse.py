@@ -1,13 +1,12 @@
-"""Products with k-sparse latent activations: select, decode, and the two transposes.
+"""Products with sparse latent activations: decode, and the two transposes.
 
-A batch of activations is `indices` and `values`, both [token k]. Slots with value 0 are unused.
-`embedding_bag` over latents decodes; over tokens, with slots sorted by latent, it sums per latent.
+`embedding_bag` over latents decodes; over rows, with slots sorted by latent, it sums per latent.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,175 +20,128 @@ try:
 except ImportError:  # numba is not installed: plain torch computes the same, several times slower
     kernels = None
 
-CPU_BLOCK_BYTES = 1 << 20
-"""Pre-activations held at once on a CPU: they stay in a core's cache until they are selected."""
-GPU_BLOCK_BYTES = 1 << 29
-
 
 def has_kernels(tensor: Tensor) -> bool:
     """Whether the compiled kernels serve this tensor's device."""
     return kernels is not None and tensor.device.type == "cpu"
 
 
-def select_topk(
-    pre: Float[Tensor, "token d_sae"],
-    values: Float[Tensor, "token k"],
-    indices: Int[Tensor, "token k"],
-) -> None:
-    """Write the ReLU of the k largest entries of every row, and where they are (in no order).
+class Slots(NamedTuple):
+    """Active latents of a batch, row by row: a sparse [row d_sae] matrix.
 
-    Slots beyond the positive entries of a row get value 0 and the index of any latent.
-    """
-    if not has_kernels(pre):
-        torch.topk(pre, values.shape[1], dim=1, sorted=False, out=(values, indices))
-        values.relu_()
-        return
-    kernels.select_topk(
-        pre.view(torch.int32).numpy(),
-        kernels.group_size(pre.shape[1], values.shape[1]),
-        values.view(torch.int32).numpy(),
-        indices.numpy(),
-    )
-
-
-def add_bias(
-    product: Float[Tensor, "token d_sae"],
-    bias: Float[Tensor, " d_sae"],
-    out: Float[Tensor, "token d_sae"],
-) -> None:
-    """Write product (bfloat16) + bias (float32) as float32."""
-    if not has_kernels(product):
-        torch.add(product, bias, out=out)
-        return
-    bits = out.view(torch.int32).numpy()
-    kernels.add_bias_bfloat16(product.view(torch.int16).numpy(), bias.numpy(), bits, out.numpy())
-
-
-class Encoder:
-    """TopK encoder of batches of at most `n_tokens` rows; holds the scratch and the result.
-
-    Works in blocks of rows: [token, d_sae] of a whole batch is never needed.
+    A value of 0 means that the slot is unused: the latent named beside it did not fire.
     """
 
-    def __init__(
-        self,
-        n_tokens: int,
-        d_sae: int,
-        k: int,
-        *,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        """`dtype` bfloat16: that product picks the latents; their values are float32 either way."""
-        budget = CPU_BLOCK_BYTES if device.type == "cpu" else GPU_BLOCK_BYTES
-        rows = max(1, min(n_tokens, max(64, budget // (d_sae * 4))))
-        self.values: Float[Tensor, "token k"] = torch.empty(n_tokens, k, device=device)
-        self.indices: Int[Tensor, "token k"] = torch.empty(
-            n_tokens, k, dtype=torch.int64, device=device
-        )
-        self._pre = torch.empty(rows, d_sae, device=device)
-        self._product = self._pre if dtype == torch.float32 else self._pre.to(dtype)
+    latents: Int[Tensor, " slot"]
+    values: Float[Tensor, " slot"]
+    rows: Int[Tensor, " slot"]
+    """Row of each slot, ascending."""
+    starts: Int[Tensor, " row"]
+    """First slot of each row."""
 
-    def __call__(
-        self,
-        centred: Float[Tensor, "token d_in"],
-        W_enc: Float[Tensor, "d_in d_sae"],
-        b_enc: Float[Tensor, " d_sae"],
-    ) -> tuple[Float[Tensor, "token k"], Int[Tensor, "token k"]]:
-        """Values and indices of the k largest positive entries of centred W_enc + b_enc."""
-        dtype = self._product.dtype
-        is_low = dtype != torch.float32
-        x, W = centred.to(dtype), W_enc.to(dtype)
-        n_tokens, rows = len(centred), len(self._pre)
-        values, indices = self.values[:n_tokens], self.indices[:n_tokens]
-        for start in range(0, n_tokens, rows):
-            stop = min(start + rows, n_tokens)
-            pre = self._pre[: stop - start]
-            if is_low:
-                product = torch.mm(x[start:stop], W, out=self._product[: stop - start])
-                add_bias(product, b_enc, pre)
-            else:
-                torch.addmm(b_enc, x[start:stop], W, out=pre)
-            select_topk(pre, values[start:stop], indices[start:stop])
-        if is_low:
-            exact = decoder_dots(centred, indices, W_enc.t()).add_(b_enc[indices])
-            # Unused slots stay unused: their index may be that of a used one.
-            torch.mul(exact.relu_(), values > 0, out=values)
-        return values, indices
-
-
-def decode_sparse(
-    indices: Int[Tensor, "token k"],
-    values: Float[Tensor, "token k"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-) -> Float[Tensor, "token d_in"]:
-    """sum over slots of value * W_dec[index]."""
-    return functional.embedding_bag(indices, W_dec, per_sample_weights=values, mode="sum")
-
-
-def decoder_dots(
-    rows: Float[Tensor, "token d_in"],
-    indices: Int[Tensor, "token k"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-) -> Float[Tensor, "token k"]:
-    """row . W_dec[index] for every slot: the backward of `decode_sparse` to its values."""
-    starts, tokens = _slots(*indices.shape, indices.device)
-    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        rows, W_dec, indices.flatten(), starts, tokens, 0
-    )
-    return dots.view_as(indices)
+    @classmethod
+    def from_topk(cls, indices: Int[Tensor, "token k"], values: Float[Tensor, "token k"]) -> Slots:
+        """k slots per token; shares the memory of contiguous tensors."""
+        starts, rows = _equal_rows(*indices.shape, indices.device)
+        return cls(indices.flatten(), values.flatten(), rows, starts)
 
 
 @lru_cache(maxsize=64)
-def _slots(n_tokens: int, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _equal_rows(n_tokens: int, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """First slot of each token, token of each slot."""
     tokens = torch.arange(n_tokens, device=device)
     return tokens * k, tokens.repeat_interleave(k)
 
 
+def decode_sparse(slots: Slots, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "row d_in"]:
+    """For every row, the sum over its slots of value * W_dec[latent]."""
+    return functional.embedding_bag(
+        slots.latents, W_dec, slots.starts, per_sample_weights=slots.values, mode="sum"
+    )
+
+
+def decoder_dots(
+    rows: Float[Tensor, "row d_in"], slots: Slots, W_dec: Float[Tensor, "d_sae d_in"]
+) -> Float[Tensor, " slot"]:
+    """rows[row] . W_dec[latent] for every slot: the backward of `decode_sparse` to its values."""
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        rows, W_dec, slots.latents, slots.starts, slots.rows, 0
+    )
+
+
+def exact_values(
+    slots: Slots,
+    centred: Float[Tensor, "token d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, " d_sae"],
+) -> None:
+    """Replace the values by ReLU(centred W_enc + b_enc) in float32; unused slots stay unused."""
+    dots = decoder_dots(centred, slots, W_enc.t())
+    if has_kernels(dots):
+        arrays = (dots.numpy(), b_enc.numpy(), slots.latents.numpy(), slots.values.numpy())
+        kernels.exact_values(*arrays)
+        return
+    # An unused slot may name a latent that another slot uses.
+    torch.mul(dots.add_(b_enc[slots.latents]).relu_(), slots.values > 0, out=slots.values)
+
+
 class ByLatent:
-    """Slots of a batch sorted by latent: a sparse [token d_sae] matrix, transposed.
+    """Slots of a batch sorted by latent: a sparse [row d_sae] matrix, transposed.
 
     Carries two sets of values at once, the activations and their gradients; the gradients of
     unused slots count as 0 (ReLU passes none). Scratch is kept from batch to batch.
     """
 
-    def __init__(self, n_tokens: int, d_sae: int, k: int, *, device: torch.device) -> None:
-        n_slots = n_tokens * k
-        self.values: Float[Tensor, " slot"] = torch.empty(n_slots, device=device)
-        self.grad_values: Float[Tensor, " slot"] = torch.empty(n_slots, device=device)
+    def __init__(self, n_slots: int, d_sae: int, *, device: torch.device) -> None:
+        """`n_slots` is the most that a batch can have."""
+        self._room = (
+            torch.empty(n_slots, dtype=torch.int64, device=device),
+            torch.empty(n_slots, device=device),
+            torch.empty(n_slots, device=device),
+        )
+        self.starts: Int[Tensor, " d_sae"] = torch.empty(d_sae, dtype=torch.int64, device=device)
+        """First slot of each latent."""
         self.grad_sums: Float[Tensor, " d_sae"] = torch.empty(d_sae, device=device)
-        self._starts = torch.empty(d_sae, dtype=torch.int64, device=device)
-        self._tokens = torch.empty(n_slots, dtype=torch.int64, device=device)
-        outputs = (self._starts, self._tokens, self.values, self.grad_values, self.grad_sums)
-        if has_kernels(self.values):
-            self._arrays = tuple(tensor.numpy() for tensor in outputs)
+        self.rows: Int[Tensor, " slot"]
+        self.values: Float[Tensor, " slot"]
+        self.grad_values: Float[Tensor, " slot"]
+        self.rows, self.values, self.grad_values = self._room
 
-    def sort(
-        self,
-        indices: Int[Tensor, "token k"],
-        values: Float[Tensor, "token k"],
-        grad_values: Float[Tensor, "token k"],
-    ) -> None:
-        """Take in a batch of exactly `n_tokens` tokens."""
-        if has_kernels(indices):
-            inputs = (indices.numpy(), values.numpy(), grad_values.numpy())
-            kernels.group_by_latent(*inputs, *self._arrays)
+    def sort(self, slots: Slots, grad_values: Float[Tensor, " slot"]) -> None:
+        """Take in a batch."""
+        self.rows, self.values, self.grad_values = (t[: len(slots.latents)] for t in self._room)
+        if has_kernels(slots.values):
+            inputs = (slots.latents, slots.values, grad_values, slots.rows)
+            outputs = (self.starts, self.rows, self.values, self.grad_values, self.grad_sums)
+            kernels.group_by_latent(*(tensor.numpy() for tensor in (*inputs, *outputs)))
             return
-        latents, order = indices.flatten().sort(stable=True)
-        counts = torch.bincount(latents, minlength=len(self._starts))
-        torch.sub(counts.cumsum(0), counts, out=self._starts)
-        self._tokens.copy_(order // indices.shape[1])
-        self.values.copy_(values.flatten()[order])
-        self.grad_values.copy_((grad_values * (values > 0)).flatten()[order])
+        latents, order = slots.latents.sort(stable=True)
+        counts = torch.bincount(latents, minlength=len(self.starts))
+        torch.sub(counts.cumsum(0), counts, out=self.starts)
+        self.rows.copy_(slots.rows[order])
+        self.values.copy_(slots.values[order])
+        self.grad_values.copy_((grad_values * (slots.values > 0))[order])
         self.grad_sums.zero_().index_add_(0, latents, self.grad_values)
 
     def sum_rows(
-        self, rows: Float[Tensor, "token d_in"], weights: Float[Tensor, " slot"]
+        self,
+        matrix: Float[Tensor, "row d_in"],
+        weights: Float[Tensor, " slot"],
+        out: Float[Tensor, "d_sae d_in"] | None = None,
+        *,
+        rows: Int[Tensor, " slot"] | None = None,
     ) -> Float[Tensor, "d_sae d_in"]:
-        """For every latent, the sum over its slots of weight * rows[token of the slot]."""
+        """For every latent, the sum over its slots of weight * matrix[row of the slot].
+
+        `out`: memory that may be used. `rows`: other rows than the batch's own, in this order.
+        """
+        rows = self.rows if rows is None else rows
+        if out is not None and has_kernels(out):
+            arrays = (matrix, rows, weights, self.starts, out)
+            kernels.sum_rows(*(tensor.numpy() for tensor in arrays))
+            return out
         return functional.embedding_bag(
-            self._tokens, rows, self._starts, per_sample_weights=weights, mode="sum"
+            rows, matrix, self.starts, per_sample_weights=weights, mode="sum"
         )
 
 
@@ -210,16 +162,13 @@ def scaled_difference(
     return squares
 
 
-def count_idle(
-    indices: Int[Tensor, "token k"],
-    values: Float[Tensor, "token k"],
-    idle: Int[Tensor, " d_sae"],
-) -> None:
+def count_idle(slots: Slots, n_tokens: int, idle: Int[Tensor, " d_sae"]) -> None:
     """Advance `idle`, tokens since each latent fired, by one batch."""
     if has_kernels(idle):
-        kernels.count_idle(indices.numpy(), values.numpy(), idle.numpy())
+        arrays = (slots.latents.numpy(), slots.values.numpy(), idle.numpy())
+        kernels.count_idle(*arrays, n_tokens)
         return
-    idle += len(indices)
+    idle += n_tokens
     fired = torch.zeros_like(idle)
-    fired.index_add_(0, indices.flatten(), (values > 0).long().flatten())
+    fired.index_add_(0, slots.latents, (slots.values > 0).long())
     idle.masked_fill_(fired > 0, 0)

@@ -15,6 +15,7 @@ Source: Gao et al., arXiv 2406.04093, section 2 and appendix A.2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -24,27 +25,45 @@ from torch.nn import functional
 
 from saes.adam import Adam, Weights
 from saes.config import SAEConfig
+from saes.dictionary import Dictionary
+from saes.selection import TopKEncoder
 from saes.sparse import (
     ByLatent,
-    Encoder,
+    Slots,
     count_idle,
     decode_sparse,
     decoder_dots,
     scaled_difference,
 )
 
+LARGE_MATRIX = 1 << 20
+"""Weights from which the gradient's memory is kept; torch's own sum is as fast for smaller ones."""
+
+
+class OutputGradient(NamedTuple):
+    """Gradient of the reconstruction losses at the decoder's outputs."""
+
+    rows: Float[Tensor, "row d_in"]
+    """At every row that the decoder makes."""
+    slots: Slots
+    """The batch's slots, cut into those rows."""
+    last: Float[Tensor, "token d_in"]
+    """2 (y_hat - y) / B of the whole dictionary alone."""
+    b_dec: Float[Tensor, " d_in"]
+    squared_error: float
+    """sum over tokens of ||y_hat - y||^2."""
+
 
 class Gradients(NamedTuple):
     """Gradients of the loss at one batch, and what the batch showed.
 
-    The last two are scratch, valid until the next batch.
+    All tensors are scratch, valid until the next batch.
     """
 
     weights: Weights
     squared_error: float
     """sum over tokens of ||y_hat - y||^2."""
-    indices: Int[Tensor, "token k"]
-    values: Float[Tensor, "token k"]
+    slots: Slots
 
 
 class TopKStep:
@@ -53,16 +72,23 @@ class TopKStep:
     def __init__(
         self, config: SAEConfig, b_dec: Float[Tensor, " d_in"], *, generator: torch.Generator
     ) -> None:
-        """Unit-norm random decoder, W_enc = W_dec^T, b_enc = 0, the given b_dec (the data mean)."""
+        """Unit-norm random decoder, W_enc = encoder_init_scale * W_dec^T, b_enc 0, given b_dec."""
         self.config = config
         device = b_dec.device
         directions = torch.randn(config.d_sae, config.d_in, generator=generator)
         W_dec = functional.normalize(directions, dim=1).to(device)
         b_enc = torch.zeros(config.d_sae, device=device)
-        self.weights = Weights(W_dec.clone(), W_dec, b_enc, b_dec.clone())
+        W_enc_T = W_dec * config.encoder_init_scale
+        self.weights = Weights(W_enc_T, W_dec, b_enc, b_dec.clone())
         self.optimizer = Adam(self.weights)
         self.tokens_since_fired = torch.zeros(config.d_sae, dtype=torch.int64, device=device)
+        self._encoder: Callable[..., Slots] | None = None
         self._workspace: _Workspace | None = None
+
+    @property
+    def n_steps(self) -> int:
+        """Optimizer steps taken."""
+        return self.optimizer.n_steps
 
     @property
     def dead(self) -> Bool[Tensor, " d_sae"]:
@@ -70,50 +96,77 @@ class TopKStep:
         return self.tokens_since_fired >= self.config.dead_threshold_tokens
 
     @torch.no_grad()
-    def step(self, y: Float[Tensor, "token d_in"], lr: float) -> float:
+    def step(self, y: Float[Tensor, "token d_in"], lr: float, k: int | None = None) -> float:
         """One optimizer step on a batch; sum over tokens of ||y_hat - y||^2 before the update.
 
         The loss is divided by the configured batch size, so that a last, smaller batch moves the
-        weights less instead of giving few tokens the weight of many.
+        weights less instead of giving few tokens the weight of many. `k`: this step's, while it is
+        warming up; None: the configured one.
         """
-        gradients = self.gradients(y)
+        gradients = self.gradients(y, k)
         self.optimizer.step(gradients.weights, lr)
-        count_idle(gradients.indices, gradients.values, self.tokens_since_fired)
+        count_idle(gradients.slots, len(y), self.tokens_since_fired)
+        self._see(gradients.slots)
         return gradients.squared_error
 
     @torch.no_grad()
-    def gradients(self, y: Float[Tensor, "token d_in"]) -> Gradients:
+    def gradients(self, y: Float[Tensor, "token d_in"], k: int | None = None) -> Gradients:
         """Gradients of the loss of the module's docstring, at the present weights."""
         config, weights = self.config, self.weights
-        if self._workspace is None or len(self._workspace.centred) != len(y):
-            self._workspace = _Workspace(config, len(y), y.device)
-        work = self._workspace
+        work = self._prepare(len(y), k or config.k)
         centred = torch.sub(y, weights.b_dec, out=work.centred)
-        values, indices = work.encoder(centred, weights.W_enc_T.t(), weights.b_enc)
-        # b_dec of the output and of the centre cancel: y_hat - y = z W_dec - (y - b_dec).
-        grad_out, grad_b_dec = work.grad_out, torch.empty_like(weights.b_dec)
-        squared_error = scaled_difference(
-            decode_sparse(indices, values, weights.W_dec),
-            centred,
-            2.0 / config.batch_size,
-            grad_out,
-            grad_b_dec,
-        )
-        slots = work.slots
-        slots.sort(indices, values, decoder_dots(grad_out, indices, weights.W_dec))
+        assert self._encoder is not None
+        slots = self._encoder(centred, weights.W_enc_T.t(), weights.b_enc)
+        out = self._output_gradient(slots, centred, work.grad_out)
+        by_latent = work.by_latent
+        by_latent.sort(slots, decoder_dots(out.rows, out.slots, weights.W_dec))
         grads = Weights(
-            W_enc_T=slots.sum_rows(centred, slots.grad_values),
-            W_dec=slots.sum_rows(grad_out, slots.values),
-            b_enc=slots.grad_sums,
-            b_dec=grad_b_dec,
+            W_enc_T=by_latent.sum_rows(centred, by_latent.grad_values, work.grad_W_enc),
+            W_dec=by_latent.sum_rows(
+                out.rows, by_latent.values, work.grad_W_dec, rows=self._decoder_rows(by_latent)
+            ),
+            b_enc=by_latent.grad_sums,
+            b_dec=out.b_dec,
         )
         if config.auxk_alpha:
             dead = self.dead.nonzero().flatten()
             if dead.numel():
-                self._add_auxk(grads, centred, grad_out, dead)
+                self._add_auxk(grads, centred, out.last, dead)
         # b_dec reaches the loss twice: as output bias and, negated, as the encoder's centre.
         grads.b_dec.addmv_(weights.W_enc_T.t(), grads.b_enc, alpha=-1)
-        return Gradients(grads, squared_error, indices, values)
+        return Gradients(grads, out.squared_error, slots)
+
+    def _make_encoder(self, n_tokens: int, k: int) -> Callable[..., Slots]:
+        """What picks the active latents of batches of `n_tokens`."""
+        config = self.config
+        dtype = getattr(torch, config.encoder_dtype)
+        device = self.weights.b_dec.device
+        return TopKEncoder(n_tokens, config.d_sae, k, device=device, dtype=dtype)
+
+    def _output_gradient(
+        self, slots: Slots, centred: Float[Tensor, "token d_in"], out: Float[Tensor, "token d_in"]
+    ) -> OutputGradient:
+        """Decode and compare; `out` is scratch."""
+        # b_dec of the output and of the centre cancel: y_hat - y = z W_dec - (y - b_dec).
+        b_dec = torch.empty_like(self.weights.b_dec)
+        decoded = decode_sparse(slots, self.weights.W_dec)
+        factor = 2.0 / self.config.batch_size
+        squared_error = scaled_difference(decoded, centred, factor, out, b_dec)
+        return OutputGradient(out, slots, out, b_dec, squared_error)
+
+    def _decoder_rows(self, by_latent: ByLatent) -> Int[Tensor, " slot"]:
+        """Row of `OutputGradient.rows` that every slot of `by_latent` wrote to."""
+        return by_latent.rows
+
+    def _see(self, slots: Slots) -> None:
+        """Learn from a batch what is no weight."""
+
+    def _prepare(self, n_tokens: int, k: int) -> _Workspace:
+        work = self._workspace
+        if work is None or (len(work.centred), work.k) != (n_tokens, k):
+            work = self._workspace = _Workspace(self.config, n_tokens, k, self.weights.b_dec.device)
+            self._encoder = self._make_encoder(n_tokens, k)
+        return work
 
     def _add_auxk(self, grads: Weights, centred: Tensor, grad_out: Tensor, dead: Tensor) -> None:
         """Add the gradient of the AuxK term for the latents `dead`."""
@@ -159,19 +212,28 @@ class TopKStep:
             tensor.copy_(state[name])
         self.optimizer.n_steps = n_steps
 
+    def dictionary(self) -> Dictionary:
+        """The trained function, in the units of the rows that `step` was given."""
+        weights = self.weights
+        return Dictionary(
+            W_enc=weights.W_enc_T.t().contiguous(),
+            W_dec=weights.W_dec.clone(),
+            b_enc=weights.b_enc.clone(),
+            b_dec=weights.b_dec.clone(),
+        )
+
 
 class _Workspace:
     """Memory kept between steps: faulting in fresh pages would cost as much as filling them."""
 
-    def __init__(self, config: SAEConfig, n_tokens: int, device: torch.device) -> None:
+    def __init__(self, config: SAEConfig, n_tokens: int, k: int, device: torch.device) -> None:
         shape = (n_tokens, config.d_in)
+        self.k = k
         self.centred = torch.empty(shape, device=device)
         self.grad_out = torch.empty(shape, device=device)
-        self.encoder = Encoder(
-            n_tokens,
-            config.d_sae,
-            config.k,
-            device=device,
-            dtype=getattr(torch, config.encoder_dtype),
+        self.by_latent = ByLatent(n_tokens * k, config.d_sae, device=device)
+        is_large = config.d_sae * config.d_in >= LARGE_MATRIX
+        self.grad_W_enc, self.grad_W_dec = (
+            torch.empty(config.d_sae, config.d_in, device=device) if is_large else None
+            for _ in range(2)
         )
-        self.slots = ByLatent(n_tokens, config.d_sae, config.k, device=device)

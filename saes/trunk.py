@@ -10,7 +10,14 @@ from collections.abc import Sequence
 
 from saes.config import SAEConfig
 
-SCHEDULE = {"n_tokens", "lr", "lr_warmup_fraction", "lr_decay_fraction", "dead_after_tokens"}
+SCHEDULE = {
+    "n_tokens",
+    "lr",
+    "lr_warmup_fraction",
+    "lr_decay_fraction",
+    "k_warmup_fraction",
+    "dead_after_tokens",
+}
 """Fields that may differ as long as the steps taken do not."""
 
 
@@ -27,8 +34,10 @@ def shared_tokens(longer: SAEConfig, shorter: SAEConfig) -> int:
     batch = shorter.batch_size
     whole_steps = min(longer.n_tokens, shorter.n_tokens) // batch
     for step in range(whole_steps):
-        if longer.lr_at(step * batch) != shorter.lr_at(step * batch):
-            return step * batch
+        tokens = step * batch
+        same_lr = longer.lr_at(tokens) == shorter.lr_at(tokens)
+        if not (same_lr and longer.k_at(tokens) == shorter.k_at(tokens)):
+            return tokens
     return whole_steps * batch
 
 

@@ -66,7 +66,34 @@ def supported() -> str:
     return "\n".join(rows)
 
 
-BLOCKS = {"modules": modules, "figure": figure, "supported": supported}
+def speed() -> str:
+    """Training speed against other libraries, from the committed run of the benchmark."""
+    file = ROOT / "results" / "sae_training" / "table.json"
+    if not file.exists():
+        return "*(no committed run yet)*"
+    table = json.loads(file.read_text())
+    peers = ("sae-lens", "dictionary_learning", "sparsify")
+    lines = [
+        "| (d_in, d_sae, k), batch | encoder | tokens/s | " + " | ".join(peers) + " |",
+        "|---|---|---|" + "---|" * len(peers),
+    ]
+    clock = f"{table['clock']}_us_per_token"
+    for result in table["shapes"]:
+        rows = result["contenders"]
+        for name, dtype in (("superscope", "float32"), ("superscope bf16", "bfloat16")):
+            cost = rows[name][clock]
+            ratios = [f"{rows[p][clock] / cost:.1f}x" if p in rows else "-" for p in peers]
+            cells = [result["label"], dtype, f"{1e6 / cost:,.0f}", *ratios]
+            lines.append(f"| {' | '.join(cells)} |")
+    return (
+        "\n".join(lines) + f"\n\n`{table['command']}`, {table['cores']} core of "
+        f"{table['cpu']}, {table['clock'].upper()} time, peers in float32. {table['note']} "
+        "FVU, memory, where the time goes and which targets are missed: "
+        "[`results/sae_training/table.md`](results/sae_training/table.md)."
+    )
+
+
+BLOCKS = {"modules": modules, "figure": figure, "supported": supported, "speed": speed}
 
 
 def rendered(text: str) -> str:

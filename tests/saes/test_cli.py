@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -66,6 +68,123 @@ def test_same_line_again_gives_the_same_files(acts: Path, tmp_path: Path) -> Non
     first = weights.read_bytes()
     assert main(train_line(acts, out)) == 0
     assert weights.read_bytes() == first
+
+
+def test_every_architecture_trains_by_script(
+    acts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["train", str(acts), "--d-sae", "2x", "--out", str(tmp_path / "out")]
+    assert main([*line, "--k", "0.5x", "--architecture", "batchtopk", "--no-scaling"]) == 0
+    warm = ["--k-warmup-fraction", "0.5", "--b-dec-init", "geometric_median"]
+    assert main([*line, "--k", "2", *warm, "--out", str(tmp_path / "warm")]) == 0
+    assert main([*line, "--k", "2", "3", "--out", str(tmp_path / "two")]) == 0
+    names = sorted(p.name for p in tmp_path.glob("*/resid/*") if p.is_dir())
+    assert names == ["12-2-0", "12-2-0", "12-3-0", "12-batchtopk-3-0"]
+    warmed = load(tmp_path / "warm" / "resid" / "12-2-0")
+    assert warmed.cfg is not None
+    assert (warmed.cfg.k_warmup_fraction, warmed.cfg.b_dec_init) == (0.5, "geometric_median")
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "out"), "--acts", str(acts), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["k"] is None
+    fired = row["d_sae"] * (1 - row["dead_fraction"])
+    assert sum(row["density_histogram"]["counts"]) == pytest.approx(fired)
+
+
+def test_metrics_are_logged_per_sae(acts: Path, tmp_path: Path) -> None:
+    line = train_line(acts, tmp_path / "out", "--seeds", "2", "--chunk-rows", "200")
+    assert main([*line, "--batch-size", "50"]) == 0
+    for seed in (0, 1):
+        file = tmp_path / "out" / "resid" / f"12-2-{seed}.jsonl"
+        lines = [json.loads(text) for text in file.read_text().splitlines()]
+        assert [entry["tokens"] for entry in lines] == [200, 400, 600]
+        assert all(0 < entry["fvu"] < 5 for entry in lines)
+        assert set(lines[0]) == {"tokens", "fvu", "dead_fraction", "sae_tokens_per_second"}
+
+
+class FakeTracker(ModuleType):
+    """Stands in for wandb and trackio, which share these three functions."""
+
+    def __init__(self) -> None:
+        super().__init__("fake")
+        self.calls: list[tuple[str, object]] = []
+
+    def init(self, **options: object) -> None:
+        self.calls.append(("init", options))
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.calls.append((f"log {step}", values))
+
+    def finish(self) -> None:
+        self.calls.append(("finish", None))
+
+
+@pytest.mark.parametrize("kind", ["wandb", "trackio"])
+def test_trackers_get_what_the_files_get(
+    kind: str, acts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeTracker()
+    monkeypatch.setitem(sys.modules, kind, fake)
+    assert main(train_line(acts, tmp_path / "plain")) == 0
+    assert fake.calls == [], "nothing is sent unless asked for"
+    assert main(train_line(acts, tmp_path / "out", "--log", kind)) == 0
+    assert [name for name, _ in fake.calls] == ["init", "log 600", "finish"]
+    logged = fake.calls[1][1]
+    written = json.loads((tmp_path / "out" / "resid" / "12-2-0.jsonl").read_text())
+    assert isinstance(logged, dict)
+    assert logged["resid/12-2-0/fvu"] == written["fvu"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "module"),
+    [("wandb", "wandb"), ("trackio", "trackio"), ("tensorboard", "torch.utils.tensorboard")],
+)
+def test_a_missing_tracker_is_one_line_before_anything_runs(
+    kind: str,
+    module: str,
+    acts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    said = refused(train_line(acts, tmp_path / "out", "--log", kind), capsys)
+    assert f"the package {kind} is not installed" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_progress_shows_speed_error_dead_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    from saes.progress import TrainingProgress
+    from saes.training import TrainingStatus
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    clock = iter([0.0, 1.0, 11.0])
+    monkeypatch.setattr("saes.progress.time.monotonic", lambda: next(clock))
+    terminal = Terminal()
+    progress = TrainingProgress(terminal)
+    for done in (1000, 2000):
+        progress(TrainingStatus(done, 4000, 123.0, 0.25, 0.1, ()))
+    last = terminal.getvalue().split("\r")[-1]
+    # 1,000 tokens in 11 seconds, so 2,000 more take 22.
+    assert "2,000/4,000 tokens  123 SAE tokens/s  FVU 0.2500  dead 10.0%  22 s left" in last
+
+
+def test_two_saes_of_one_name_are_refused(
+    acts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["train", str(acts), "--d-sae", "2x", "12", "--k", "2", "--out", str(tmp_path / "o")]
+    assert "ask for each only once" in refused(line, capsys)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_wrong_command_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "acts", "--out", "x"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_more_tokens_than_rows_repeat_the_folder(acts: Path, tmp_path: Path) -> None:

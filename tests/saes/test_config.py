@@ -91,3 +91,33 @@ def test_schedule_without_warmup_or_decay_is_flat() -> None:
     c = config(n_tokens=100, batch_size=10, lr=2.0, lr_warmup_fraction=0, lr_decay_fraction=0)
     assert {c.lr_at(t) for t in (0, 50, 99)} == {2.0}
     assert math.isfinite(c.lr_at(0))
+
+
+def test_multiples_of_d_in() -> None:
+    c = config(d_sae="8x", k="0.125x")
+    assert (c.d_sae, c.k) == (512, 8)
+    assert config(d_sae="600").d_sae == 600
+    for text, words in (("many", "'many'"), ("0.1x", "6.4 latents at d_in 64")):
+        with pytest.raises(SAEError, match=words):
+            config(d_sae=text)
+
+
+def test_k_falls_to_its_value_during_warmup() -> None:
+    c = config(n_tokens=1000, k=4, k_warmup_fraction=0.5, k_initial=24)
+    assert [c.k_at(t) for t in (0, 250, 499, 500, 1000)] == [24, 14, 4, 4, 4]
+    assert config(k_warmup_fraction=0.5).k_at(0) == 64, "d_in by default"
+    assert config(d_sae=32, k=4, k_warmup_fraction=0.5).k_at(0) == 32
+    assert config().k_at(0) == 8
+    with pytest.raises(SAEError, match="k_initial 513 is larger"):
+        config(k_initial=513)
+
+
+def test_penalized_architectures_take_a_coefficient_and_no_k() -> None:
+    c = config(architecture="standard", k=0, sparsity_coefficient=5)
+    assert (c.name, c.peak_lr) == ("512-standard-5-0", 3e-4)
+    for changes in ({}, {"k": 0}, {"sparsity_coefficient": 1.0}):
+        with pytest.raises(SAEError, match=r"SAEConfig\.sparsity_coefficient"):
+            config(architecture="jumprelu", **changes)
+    with pytest.raises(SAEError, match=r"SAEConfig\.k: topk needs k"):
+        config(sparsity_coefficient=1.0)
+    assert config(architecture="batchtopk").name == "512-batchtopk-8-0"

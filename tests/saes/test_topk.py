@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saes import sparse
+from saes import selection, sparse, topk
 from saes.config import SAEConfig
+from saes.sae import SAE
+from saes.sparse import Slots
 from saes.topk import TopKStep, Weights
 
 BACKENDS = ["kernels", "torch"]
@@ -51,16 +53,16 @@ def make_batch(seed: int, n: int, d_in: int, *, integers: bool = False) -> Tenso
     return torch.randn(n, d_in, generator=generator)
 
 
-def plain_gradients(step: TopKStep, y: Tensor, indices: Tensor, values: Tensor) -> Weights:
+def plain_gradients(step: TopKStep, y: Tensor, slots: Slots) -> Weights:
     """Autograd in float64 on the docstring's formula, at a given choice among ties."""
     config = step.config
     w = Weights(*(weight.double().requires_grad_() for weight in step.weights))
     y = y.double()
     pre = (y - w.b_dec) @ w.W_enc_T.T + w.b_enc
     # Unused slots may repeat the index of a used one, so mark the used ones only.
-    tokens = torch.arange(len(y))[:, None].expand_as(indices)
+    used = slots.values > 0
     support = torch.zeros_like(pre)
-    support[tokens[values > 0], indices[values > 0]] = 1.0
+    support[slots.rows[used], slots.latents[used]] = 1.0
     z = pre.relu() * support
     y_hat = z @ w.W_dec + w.b_dec
     loss = (y_hat - y).square().sum() / config.batch_size
@@ -80,9 +82,10 @@ def assert_gradients_match(step: TopKStep, y: Tensor) -> None:
     got = step.gradients(y)
     pre = (y - step.weights.b_dec) @ step.weights.W_enc_T.T + step.weights.b_enc
     best = pre.topk(step.config.k, dim=1).values.relu()
-    torch.testing.assert_close(got.values.sort(1).values, best.sort(1).values, rtol=1e-5, atol=1e-5)
+    values = got.slots.values.view(len(y), -1)
+    torch.testing.assert_close(values.sort(1).values, best.sort(1).values, rtol=1e-5, atol=1e-5)
     for name, ours, plain in zip(
-        Weights._fields, got.weights, plain_gradients(step, y, got.indices, got.values), strict=True
+        Weights._fields, got.weights, plain_gradients(step, y, got.slots), strict=True
     ):
         scale = plain.abs().max().clamp_min(1.0)
         error = ((ours.double() - plain).abs().max() / scale).item()
@@ -233,7 +236,7 @@ def test_idle_counters(backend: str) -> None:
 def selected(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values = torch.full((len(pre), k), -7.0)
     indices = torch.full((len(pre), k), -7, dtype=torch.int64)
-    sparse.select_topk(pre, values, indices)
+    selection.select_topk(pre, values, indices)
     return values, indices
 
 
@@ -276,15 +279,20 @@ def test_selection_lets_nan_through() -> None:
     assert not values[1].isnan().any()
 
 
+def dense(slots: Slots, n_tokens: int, d_sae: int) -> Tensor:
+    return torch.zeros(n_tokens, d_sae).index_put_(
+        (slots.rows, slots.latents), slots.values, accumulate=True
+    )
+
+
 def test_encoding_in_blocks_equals_encoding_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     x, W, b = (torch.randn(shape, generator=generator) for shape in ((500, 6), (6, 32), (32,)))
     results = []
-    for size in (1 << 20, 70 * 32 * 4, 1):
-        monkeypatch.setattr(sparse, "CPU_BLOCK_BYTES", size)
-        encoder = sparse.Encoder(500, 32, 4, device=x.device)
-        values, indices = encoder(x, W, b)
-        results.append(torch.zeros(500, 32).scatter_(1, indices, values))
+    for rows in (500, 70, 1):
+        monkeypatch.setattr(selection, "block_rows", lambda *_, rows=rows: rows)
+        encoder = selection.TopKEncoder(500, 32, 4, device=x.device)
+        results.append(dense(encoder(x, W, b), 500, 32))
     for other in results[1:]:
         torch.testing.assert_close(results[0], other, rtol=1e-5, atol=1e-6)
 
@@ -295,24 +303,22 @@ def test_bias_is_added_in_float32(seed: int, n: int, width: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     product = (100 * torch.randn(n, width, generator=generator)).bfloat16()
     bias = torch.randn(width, generator=generator)
-    out = torch.empty(n, width)
-    sparse.add_bias(product, bias, out)
-    assert torch.equal(out, product.float() + bias)
+    k = min(5, width)
+    values, indices = torch.empty(n, k), torch.empty(n, k, dtype=torch.int64)
+    selection.select_topk_low(product, bias, values, indices)
+    expected = (product.float() + bias).topk(k, dim=1).values.relu()
+    assert torch.equal(values.sort(1, descending=True).values, expected)
 
 
 def test_bfloat16_encoder_selects_low_and_values_exactly(backend: str) -> None:
     generator = torch.Generator().manual_seed(0)
     x, W, b = (torch.randn(shape, generator=generator) for shape in ((300, 24), (24, 64), (64,)))
-    low = sparse.Encoder(300, 64, 4, device=x.device, dtype=torch.bfloat16)
-    values, indices = low(x, W, b)
+    low = selection.TopKEncoder(300, 64, 4, device=x.device, dtype=torch.bfloat16)
+    found = dense(low(x, W, b), 300, 64)
     exact = (x @ W + b).relu()
-    used = values > 0
-    torch.testing.assert_close(values[used], exact.gather(1, indices)[used], rtol=1e-5, atol=1e-5)
-    full_values, full_indices = sparse.Encoder(300, 64, 4, device=x.device)(x, W, b)
-    dense = torch.zeros(2, 300, 64)
-    dense[0].scatter_(1, indices, used.float())
-    dense[1].scatter_(1, full_indices, (full_values > 0).float())
-    agreement = (dense[0] * dense[1]).sum() / dense[1].sum()
+    torch.testing.assert_close(found[found > 0], exact[found > 0], rtol=1e-5, atol=1e-5)
+    full = dense(selection.TopKEncoder(300, 64, 4, device=x.device)(x, W, b), 300, 64)
+    agreement = ((found > 0) & (full > 0)).sum() / (full > 0).sum()
     assert 0.95 < agreement < 1.0, "the same latents nearly everywhere, but not everywhere"
 
 
@@ -321,9 +327,7 @@ def test_bfloat16_gradients_equal_autograd_on_its_support(backend: str, seed: in
     step = make_step(seed, 6, 30, 4, encoder_dtype="bfloat16")
     batch = make_batch(seed, 16, 6)
     got = step.gradients(batch)
-    for ours, plain in zip(
-        got.weights, plain_gradients(step, batch, got.indices, got.values), strict=True
-    ):
+    for ours, plain in zip(got.weights, plain_gradients(step, batch, got.slots), strict=True):
         error = (ours.double() - plain).abs().max() / plain.abs().max().clamp_min(1)
         assert error < 1e-5
 
@@ -338,3 +342,54 @@ def test_state_round_trip_is_bitwise() -> None:
         s.step(make_batch(7, 16, 4), lr=0.01)
     for name, tensor in step.state().items():
         assert torch.equal(tensor, twin.state()[name]), name
+
+
+def test_unused_slots_do_not_hide_latent_zero() -> None:
+    """An unused slot names latent 0; the dense form must keep what latent 0 really did."""
+    eye = torch.eye(3)
+    sae = SAE(eye, eye, torch.zeros(3), torch.zeros(3), k=2)
+    x = torch.tensor([[5.0, -1.0, -1.0], [0.0, 2.0, -1.0]])
+    assert torch.equal(sae.encode_dense(x), x.relu())
+
+
+def test_k_of_a_step_may_differ(backend: str) -> None:
+    """During a warm-up of k; the workspace follows."""
+    step = make_step(0, 5, 20, 2)
+    batch = make_batch(0, 16, 5)
+    for k in (7, 2, 7):
+        assert len(step.gradients(batch, k).slots.values) == 16 * k
+    assert len(step.gradients(batch).slots.values) == 16 * 2
+
+
+@given(
+    seed=st.integers(0, 1000),
+    n=st.integers(1, 40),
+    d_in=st.integers(1, 70),
+    d_sae=st.integers(1, 30),
+    k=st.integers(1, 9),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_sums_into_kept_memory_have_the_bits_of_embedding_bag(
+    seed: int, n: int, d_in: int, d_sae: int, k: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.randint(0, d_sae, (n, k), generator=generator)
+    values, grads = torch.randn(2, n, k, generator=generator)
+    slots = Slots.from_topk(indices, values.relu())
+    matrix = torch.randn(n, d_in, generator=generator)
+    by_latent = sparse.ByLatent(n * k, d_sae, device=matrix.device)
+    by_latent.sort(slots, grads.flatten())
+    out = torch.full((d_sae, d_in), torch.nan)
+    kept = by_latent.sum_rows(matrix, by_latent.values, out)
+    assert kept is out
+    torch.testing.assert_close(kept, by_latent.sum_rows(matrix, by_latent.values), rtol=0, atol=0)
+
+
+def test_large_dictionaries_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path that keeps gradient memory, at a size where tests can afford autograd."""
+    monkeypatch.setattr(topk, "LARGE_MATRIX", 1)
+    for n_dead in (0, 7):
+        step = make_step(4, 8, 40, 3, auxk_alpha=0.5, k_aux=4)
+        step.tokens_since_fired[:n_dead] = 10**6
+        for seed in (4, 5):
+            assert_gradients_match(step, make_batch(seed, 30, 8))

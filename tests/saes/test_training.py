@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +102,15 @@ def test_initialization_is_the_data_mean_and_a_tied_unit_decoder() -> None:
     torch.testing.assert_close(sae.b_dec, first.mean(0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(sae.W_enc, sae.W_dec.T)
     assert sae.b_enc.abs().max() < 1e-6
+
+
+def test_a_shorter_initial_encoder_starts_lower() -> None:
+    """k latents of unit encoders overshoot; half as long they do not."""
+    chunks = [{"resid": 3 * torch.randn(2000, D_IN, generator=torch.Generator().manual_seed(1))}]
+    settings = {"k": 12, "lr": 1e-12}
+    unit, half = train(chunks, [config(**settings), config(encoder_init_scale=0.5, **settings)])
+    torch.testing.assert_close(half.W_enc, 0.5 * half.W_dec.T)
+    assert half.metadata["running_fvu"] < 0.7 * unit.metadata["running_fvu"]
 
 
 def test_scale_of_the_activations_is_folded_in() -> None:
@@ -220,6 +230,22 @@ def test_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
         train(stream(1), [config(n_tokens=500, lr=0.01)], checkpoint_dir=tmp_path)
     with pytest.raises(SAEError, match="1 SAEs there, 2 here"):
         train(stream(1), [config(n_tokens=500)] * 2, checkpoint_dir=tmp_path)
+
+
+def test_checkpoints_from_before_a_setting_existed_go_on(tmp_path: Path) -> None:
+    """What an older version wrote about a setting was its default."""
+    (plain,) = train(stream(), [config()])
+    with pytest.raises(Killed):
+        train(killed_after(2), [config()], checkpoint_dir=tmp_path, checkpoint_seconds=0)
+    file = tmp_path / "configs.json"
+    (written,) = json.loads(file.read_text())
+    for name in ("k_warmup_fraction", "b_dec_init", "scale_activations", "matryoshka_widths"):
+        del written[name]
+    file.write_text(json.dumps([written]))
+    (resumed,) = train(stream(), [config()], checkpoint_dir=tmp_path)
+    assert_same(plain, resumed)
+    with pytest.raises(SAEError, match="b_dec_init 'mean' there, 'geometric_median' here"):
+        train(stream(), [config(b_dec_init="geometric_median")], checkpoint_dir=tmp_path)
 
 
 def test_checkpoint_of_another_stream_is_refused(tmp_path: Path) -> None:

@@ -156,3 +156,21 @@ def test_resume_before_and_after_the_parting(
         (tmp_path / f"sae-{lost:04d}.safetensors").unlink(missing_ok=True)
     for one, other in zip(plain, train(stream(), configs, checkpoint_dir=tmp_path), strict=True):
         assert_same(one, other)
+
+
+def test_a_warm_up_of_k_is_shared_while_k_is_the_same() -> None:
+    """The same fall of k in tokens is shared; another one parts at its first other k."""
+    long = config(k_warmup_fraction=0.1, k_initial=10)
+    assert shared_tokens(long, half(k_warmup_fraction=0.2, k_initial=10)) == 1664
+    assert shared_tokens(long, half(k_warmup_fraction=0.1, k_initial=10)) == 64
+    assert shared_tokens(long, half(k_warmup_fraction=0.2, k_initial=12)) == 0
+
+
+@pytest.mark.parametrize("kind", ["batchtopk", "matryoshka_batchtopk"])
+def test_a_branch_takes_the_threshold_along(kind: str) -> None:
+    settings = [config(architecture=kind), half(architecture=kind)]
+    assert trunks(settings)
+    _, branch = train(stream(), settings)
+    (alone,) = train(stream(), settings[1:])
+    assert_same(alone, branch)
+    assert torch.equal(alone.threshold, branch.threshold)  # type: ignore[arg-type]

@@ -1,0 +1,276 @@
+"""TopK training speed: this engine against the libraries people use, in one process, interleaved.
+
+    pip install "superscope[bench]" && pip install --no-deps dictionary-learning==0.1.0
+    python benchmarks/sae_training.py [--out results/sae_training]
+
+Every round runs each contender on the same rows in turn, and the table gives medians over rounds.
+CPU seconds (of all threads) are compared, since they hold on a shared machine; wall seconds stand
+beside them. On one core both sides get one thread. With --cores N the peers get N torch threads for
+their one SAE, and this engine N SAEs on one thread each; then wall seconds are compared.
+
+Contenders whose library is not installed are left out, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from contenders import Shape, installed, makers
+from step_profile import floor, profile
+from torch import Tensor
+
+SHAPES = {
+    "128": Shape(128, 1024, 32, 4096),
+    "256": Shape(256, 4096, 32, 4096),
+    "768": Shape(768, 12288, 32, 2048),
+    "many": Shape(128, 1024, 32, 4096, n_hook_points=4, n_seeds=3),
+}
+TARGETS = {"768": {"sae-lens": 17, "sparsify": 4}, "256": {"sae-lens": 12, "sparsify": 3},
+           "128": {"sae-lens": 8, "sparsify": 2}}  # fmt: skip
+LR = 1e-3
+STEPS_PER_ROUND = 2
+
+
+def activations(shape: Shape, n_rows: int, seed: int) -> list[Tensor]:
+    """Sparse sums of 4 d_in random directions with a mean, one matrix per hook point.
+
+    Rows are scaled to a total variance of d_in.
+    """
+    found = []
+    for hook_point in range(shape.n_hook_points):
+        fixed = torch.Generator().manual_seed(hook_point)
+        directions = torch.nn.functional.normalize(
+            torch.randn(4 * shape.d_in, shape.d_in, generator=fixed), dim=1
+        )
+        # Frequencies fall like 1 / rank; 16 features are active on a token on average.
+        p = 1 / torch.arange(1, 4 * shape.d_in + 1)
+        p = (16 * p / p.sum()).clamp(max=0.5)
+        generator = torch.Generator().manual_seed(1000 * seed + hook_point)
+        active = torch.rand(n_rows, len(p), generator=generator) < p
+        rows = (active * (0.5 + torch.rand(n_rows, len(p), generator=generator))) @ directions
+        rows /= ((rows - rows.mean(0)).square().sum(1).mean() / shape.d_in).sqrt()
+        found.append(rows)
+    return found
+
+
+def fvu(x: Tensor, x_hat: Tensor) -> float:
+    """sum ||x - x_hat||^2 / sum ||x - mean||^2, as everywhere in this project."""
+    return float((x - x_hat).square().sum() / (x - x.mean(0)).square().sum())
+
+
+def race(shape: Shape, names: list[str], cores: int, rounds: int) -> dict[str, dict[str, Any]]:
+    """Interleaved rounds of all contenders: seconds per token, and FVU after equal steps."""
+    n_rows = shape.batch * STEPS_PER_ROUND
+    pool = [activations(shape, n_rows, seed + 1) for seed in range(min(rounds + 1, 6))]
+    held_out = activations(shape, 4096, 99)[0]
+    mean = pool[0][0].mean(0)
+    contenders = {name: makers(cores)[name](shape, LR, mean, 0) for name in names}
+    for contender in contenders.values():
+        contender.train(pool[0], shape.batch)  # compiles, allocates, initializes
+    cpu: dict[str, list[float]] = {name: [] for name in names}
+    wall: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        rows = pool[(number + 1) % len(pool)]
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            tokens = n_rows * contenders[name].n_saes
+            start_wall, start_cpu = time.perf_counter(), time.process_time()
+            contenders[name].train(rows, shape.batch)
+            cpu[name].append((time.process_time() - start_cpu) / tokens)
+            wall[name].append((time.perf_counter() - start_wall) / tokens)
+    return {
+        name: {
+            "cpu_us_per_token": 1e6 * statistics.median(cpu[name]),
+            "wall_us_per_token": 1e6 * statistics.median(wall[name]),
+            "fvu": fvu(held_out, contenders[name].reconstruct(held_out)),
+            "n_steps": (rounds + 1) * STEPS_PER_ROUND,
+        }
+        for name in names
+    }
+
+
+def converged_fvu(
+    shape: Shape, names: list[str], n_steps: int, n_seeds: int
+) -> dict[str, dict[str, Any]]:
+    """FVU on held-out rows after `n_steps`, mean over seeds; every step sees fresh rows."""
+    held_out = activations(shape, 8192, 99)[0]
+    found = {}
+    for name in names:
+        values = []
+        for seed in range(n_seeds):
+            contender = None
+            for number in range(n_steps // STEPS_PER_ROUND):
+                rows = activations(shape, shape.batch * STEPS_PER_ROUND, 100 + number)
+                if contender is None:
+                    contender = makers(1)[name](shape, LR, rows[0].mean(0), seed)
+                contender.train(rows, shape.batch)
+            assert contender is not None
+            values.append(fvu(held_out, contender.reconstruct(held_out)))
+        found[name] = {"fvu": statistics.fmean(values), "n_steps": n_steps, "n_seeds": n_seeds}
+    return found
+
+
+def peak_memory(key: str, name: str) -> float:
+    """Mebibytes that one contender adds to a process which holds its libraries and the rows."""
+    command = [sys.executable, __file__, "--memory-of", name, "--shapes", key]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def report_memory(key: str, name: str) -> None:
+    """Body of `--memory-of`. A tiny SAE first, so that libraries and compiled code do not count."""
+    shape = SHAPES[key]
+    tiny = Shape(8, 16, 2, 32)
+    rows = activations(tiny, 64, 0)
+    makers(1)[name](tiny, LR, rows[0].mean(0), 0).train(rows, tiny.batch)
+    rows = activations(Shape(shape.d_in, 16, 2, 1), shape.batch * 2, 0) * shape.n_hook_points
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the imports
+    before = _peak_mib()
+    makers(1)[name](shape, LR, rows[0].mean(0), 0).train(rows, shape.batch)
+    print(_peak_mib() - before)
+
+
+def _peak_mib() -> float:
+    """Peak resident memory of this program. (`getrusage` also counts that of its parent.)"""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit("peak memory is read from /proc; give --no-memory here")
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """The table as README shows it."""
+    clock = table["clock"]
+    lines = [
+        f"`{table['command']}`, {table['cores']} core(s) of {table['cpu']}, "
+        f"torch {table['torch']}, load average {table['load_average'][0]:.1f} at the start"
+        + (f". {table['note']}" if table["note"] else "."),
+        "",
+    ]
+    for result in table["shapes"]:
+        rows = result["contenders"]
+        base = {n: r[f"{clock}_us_per_token"] for n, r in rows.items()}
+        lines += [
+            f"**{result['label']}**, {next(iter(rows.values()))['n_steps']} steps",
+            "",
+            f"| | tokens/s ({clock}) | against sae-lens | against sparsify | FVU | peak MiB |",
+            "|---|---|---|---|---|---|",
+        ]
+        for name, row in rows.items():
+            ratios = [
+                f"{base[peer] / base[name]:.1f}x" if peer in base else "-"
+                for peer in ("sae-lens", "sparsify")
+            ]
+            memory = f"{row['peak_mib']:,.0f}" if "peak_mib" in row else "-"
+            lines.append(
+                f"| {name} | {1e6 / base[name]:,.0f} | {ratios[0]} | {ratios[1]} "
+                f"| {row['fvu']:.4f} | {memory} |"
+            )
+        lines += ["", *_targets(result, base), ""]
+        for dtype, parts in result.get("profile", {}).items():
+            whole = parts["whole step"]
+            shares = ", ".join(
+                f"{part} {value:.1f}" for part, value in parts.items() if value >= 0.01 * whole
+            )
+            least = ", ".join(f"{p} {v:.1f}" for p, v in result["floor"][dtype].items())
+            lines += [f"{dtype}, ms of one core: {shares}. Floor: {least}.", ""]
+    for result in table["equal_training"]:
+        cells = ", ".join(f"{name} {row['fvu']:.4f}" for name, row in result["contenders"].items())
+        first = next(iter(result["contenders"].values()))
+        lines.append(
+            f"FVU after {first['n_steps']} steps on fresh rows, mean of {first['n_seeds']} seeds, "
+            f"{result['label']}: {cells}."
+        )
+    if table["left_out"]:
+        lines.append(f"Not installed, left out: {', '.join(table['left_out'])}.")
+    return "\n".join(lines) + "\n"
+
+
+def _targets(result: dict[str, Any], base: dict[str, float]) -> list[str]:
+    """Target by target: reached, or missed by how much, with the better of our two precisions."""
+    said = []
+    for peer, target in TARGETS.get(result["key"], {}).items():
+        if peer in base:
+            ratio = base[peer] / min(t for n, t in base.items() if n.startswith("superscope"))
+            verdict = "reached" if ratio >= target else f"missed by {1 - ratio / target:.0%}"
+            said.append(f"Target {target}x {peer}: {ratio:.1f}x, {verdict}.")
+    return said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--equal-steps", type=int, default=200, help="0: no equal-training check")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--note", default="", help="said in the table, such as what else ran")
+    parser.add_argument("--out", type=Path, help="folder for table.json and table.md")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.cores)
+    if options.memory_of:
+        report_memory(options.shapes[0], options.memory_of)
+        return
+    names = [name for name in makers(1) if installed(name)]
+    table: dict[str, Any] = {
+        "command": " ".join(["python", *sys.argv]),
+        "cores": options.cores,
+        "clock": "cpu" if options.cores == 1 else "wall",
+        "cpu": _cpu(),
+        "torch": torch.__version__,
+        "versions": {name: installed(name) for name in names},
+        "left_out": [name for name in makers(1) if name not in names],
+        "load_average": os.getloadavg(),
+        "note": options.note,
+        "shapes": [],
+        "equal_training": [],
+    }
+    for key in options.shapes:
+        shape = SHAPES[key]
+        many = shape.n_saes > 1
+        # The other two have no trainer of many SAEs.
+        runners = [n for n in names if not many or n.startswith(("superscope", "sae-lens"))]
+        result: dict[str, Any] = {"key": key, "label": shape.label}
+        result["contenders"] = race(shape, runners, options.cores, options.rounds)
+        if not options.no_memory:
+            for name in runners:
+                result["contenders"][name]["peak_mib"] = peak_memory(key, name)
+        if not many and options.cores == 1:
+            rows = activations(shape, 2 * shape.batch, 1)[0]
+            dtypes = ("float32", "bfloat16")
+            result["profile"] = {dtype: profile(shape, rows, dtype, 3) for dtype in dtypes}
+            result["floor"] = {dtype: floor(shape, dtype) for dtype in dtypes}
+        table["shapes"].append(result)
+        print(f"{shape.label}: done", file=sys.stderr, flush=True)
+    if options.equal_steps:
+        shape = SHAPES["128"]
+        found = converged_fvu(shape, names, options.equal_steps, n_seeds=3)
+        table["equal_training"].append({"label": shape.label, "contenders": found})
+    text = markdown(table)
+    print(text)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "table.json").write_text(json.dumps(table, indent=1) + "\n")
+        (options.out / "table.md").write_text(text)
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if os.name == "posix" else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or "an unnamed CPU"
+
+
+if __name__ == "__main__":
+    main()

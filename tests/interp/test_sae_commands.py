@@ -1,0 +1,136 @@
+"""`interp train` and `interp eval-sae` on a tiny model: live capture, splice, KL."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from interp.cli import main
+from interp.divergence import kl_divergence
+from interp.sae_training import points_of
+from saes.format import load, save
+from saes.sae import SAE
+
+
+@pytest.fixture
+def long_text(tmp_path: Path, texts: tuple[str, ...]) -> Path:
+    """Many documents, so that both splits have some."""
+    folder = tmp_path / "long"
+    folder.mkdir()
+    for number in range(60):
+        (folder / f"{number}.py").write_text(f"x{number} = {number}\n" + texts[number % len(texts)])
+    return folder
+
+
+def test_train_then_evaluate(
+    tiny_dir: Path, long_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    line = ["train", str(tiny_dir), "--hook-points", "resid_post", "--d-sae", "2x", "--k", "4"]
+    line += ["--tokens", "3000", "--text", str(long_text), "--out", str(out), "--seeds", "2"]
+    assert main(line) == 0
+    folders = capsys.readouterr().out.split()
+    assert len(folders) == 3 * 2
+    first = out / "blocks.0.hook_resid_post" / "64-4-0"
+    assert folders[0] == str(first)
+    weights = (first / "sae_weights.safetensors").read_bytes()
+    assert load(first).metadata["tokens_trained"] == 3000
+    assert (out / "blocks.0.hook_resid_post" / "64-4-0.jsonl").exists()
+    assert main(line) == 0
+    capsys.readouterr()
+    assert (first / "sae_weights.safetensors").read_bytes() == weights
+
+    judge = ["eval-sae", str(first), "--model", str(tiny_dir), "--text", str(long_text)]
+    assert main([*judge, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert 0 < row["fvu"] < 1
+    assert row["l0"] <= 4
+    assert row["kl_nats"] > 0
+    for kind in ("zero", "mean"):
+        gap = row[f"ce_loss_{kind}_ablated"] - row["ce_loss_clean"]
+        expected = (row[f"ce_loss_{kind}_ablated"] - row["ce_loss_sae"]) / gap
+        assert row[f"ce_loss_recovered_{kind}"] == pytest.approx(expected)
+    assert main(judge) == 0
+    said = capsys.readouterr().out
+    assert "zero ablation" in said
+    assert "clean" in said
+
+
+def test_a_bare_kind_is_that_of_every_layer(tiny_model: Any) -> None:
+    assert [str(p) for p in points_of(["resid_post"], tiny_model)] == [
+        f"blocks.{i}.hook_resid_post" for i in range(3)
+    ]
+    (one,) = points_of(["blocks.1.hook_mlp_out"], tiny_model)
+    assert str(one) == "blocks.1.hook_mlp_out"
+
+
+def test_kl_is_that_of_the_full_distributions(tiny_model: Any, tiny_tokens: Any) -> None:
+    """Against a plain computation with the logits of the whole model."""
+    point = "blocks.1.hook_resid_post"
+
+    def halve(x: Tensor, token_ids: Tensor, positions: Tensor) -> Tensor:
+        return 0.5 * x
+
+    def same(x: Tensor, token_ids: Tensor, positions: Tensor) -> Tensor:
+        return x
+
+    assert kl_divergence(tiny_model, tiny_tokens, point, same) == pytest.approx(0, abs=1e-6)
+    got = kl_divergence(tiny_model, tiny_tokens, point, halve, batch_size=2, chunk_tokens=64)
+
+    from interp.capture import capture
+
+    (chunk,) = capture(tiny_model, tiny_tokens, point)
+    keep = chunk.keep.view(-1, chunk.n_ctx)
+    ids = chunk.token_ids.view(-1, chunk.n_ctx).long()
+
+    def hook(module: Any, inputs: Any, output: Any) -> Any:
+        is_tuple = isinstance(output, tuple)
+        hidden = (output[0] if is_tuple else output).clone()
+        hidden[keep] *= 0.5
+        return (hidden, *output[1:]) if is_tuple else hidden
+
+    with torch.no_grad():
+        clean = tiny_model.hf(input_ids=ids).logits.log_softmax(-1)
+        handle = tiny_model.hf.base_model.h[1].register_forward_hook(hook)
+        moved = tiny_model.hf(input_ids=ids).logits.log_softmax(-1)
+        handle.remove()
+    kl = (clean.exp() * (clean - moved)).sum(-1)[:, :-1]
+    expected = kl[chunk.is_target.view(-1, chunk.n_ctx)[:, 1:]].mean()
+    assert got == pytest.approx(float(expected), rel=1e-4)
+    assert got > 0.01
+
+
+def refused(line: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(line) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+def test_wrong_input_is_one_line(
+    tiny_dir: Path, long_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    line = ["train", str(tiny_dir), "--tokens", "900", "--text", str(long_text), "--out", str(out)]
+    shape = ["--d-sae", "2x", "--k", "4"]
+    assert "no hook point" in refused([*line, *shape, "--hook-points", "resid"], capsys)
+    point = ["--hook-points", "blocks.0.hook_resid_post"]
+    assert "k 4 is larger" in refused([*line, *point, "--d-sae", "3", "--k", "4"], capsys)
+    assert "topk needs k" in refused([*line, *point, "--d-sae", "2x"], capsys)
+    assert not out.exists()
+
+    judge = ["--model", str(tiny_dir), "--text", str(long_text)]
+    assert "no SAE there" in refused(["eval-sae", str(tmp_path), *judge], capsys)
+    eye = torch.eye(32)
+    save(SAE(eye, eye, torch.zeros(32), torch.zeros(32), k=2), tmp_path / "a" / "nameless")
+    assert "says no hook point" in refused(["eval-sae", str(tmp_path / "a"), *judge], capsys)
+    wide = torch.eye(33)
+    save(SAE(wide, wide, torch.zeros(33), torch.zeros(33), k=2), tmp_path / "b" / "wide")
+    named = ["--hook-point", "blocks.0.hook_resid_post"]
+    assert "d_in 33" in refused(["eval-sae", str(tmp_path / "b"), *judge, *named], capsys)
