@@ -57,9 +57,9 @@ class SAEConfig(BaseModel):
     """Initial decoder bias: of the first chunk's rows; the median shrugs off rows of huge norm."""
     encoder_init_scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Length of the initial encoder rows; the decoder's is 1. At 1 the first reconstructions
-    overshoot, and Adam remembers those large gradients for a thousand steps: 0.5 gave a fifth less
-    FVU after 400 steps of 4,096 synthetic tokens (d_in 128, d_sae 1024, k 32, lr 1e-3). Not used by
-    the architectures that sae-lens trains."""
+    overshoot, and Adam remembers those large gradients for a thousand steps: 0.5 gave an
+    FVU of 0.16 against 0.25 after 400 steps of 4,096 synthetic tokens (d_in 128, d_sae 1024, k 32,
+    constant lr 1e-3, one seed). Not used by the architectures that sae-lens trains."""
     scale_activations: bool = True
     """Train on rows scaled to a variance of d_in and fold the scale into the saved weights."""
     batch_size: int = Field(default=1024, gt=0)
