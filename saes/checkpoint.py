@@ -33,14 +33,24 @@ def claim(folder: Path, configs: list[SAEConfig]) -> None:
     ours: list[dict[str, Any]] = [config.model_dump(mode="json") for config in configs]
     path = folder / CONFIGS_NAME
     if path.exists():
-        theirs = _with_defaults(json.loads(path.read_text()))
+        try:
+            theirs = _with_defaults(json.loads(path.read_text()))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise SAEError(
+                f"{path}: damaged ({error}); delete {folder} to train these SAEs again"
+            ) from None
         if theirs != ours:
             raise SAEError(
                 f"{folder} holds checkpoints of other settings ({_difference(theirs, ours)}); "
                 "use those settings or another folder"
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SAEError(
+            f"{folder} cannot be made ({error.strerror}); choose another folder"
+        ) from None
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(ours, indent=1))
     os.replace(temporary, path)

@@ -96,7 +96,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     from saes.format import CONFIG_NAME, load
     from saes.metrics import evaluate
 
-    paths = sorted(path.parent for path in options.saes.rglob(CONFIG_NAME))
+    # A hidden folder is one that a kill left half-saved, or holds checkpoints.
+    paths = sorted(
+        path.parent
+        for path in options.saes.rglob(CONFIG_NAME)
+        if not any(part.startswith(".") for part in path.relative_to(options.saes).parts)
+    )
     if not paths:
         raise SAEError(f"{options.saes}: no SAE below it; give a folder written by saes train")
     folder = ActivationFolder(options.acts)

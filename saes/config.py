@@ -192,7 +192,7 @@ def _multiple(name: str, text: str, d_in: int) -> int:
         value = float(text[:-1]) * d_in if text.endswith("x") else int(text)
     except ValueError:
         raise SAEError(f"{name} {text!r}: give a number or a multiple such as 8x") from None
-    if value < 1 or value != int(value):
+    if not math.isfinite(value) or value < 1 or value != int(value):
         raise SAEError(
             f"{name} {text!r}: gives {value:g} latents at d_in {d_in}; give a whole number"
         )

@@ -89,7 +89,10 @@ def _shapes(file: Path) -> dict[str, tuple[int, int]]:
     shapes: dict[str, tuple[int, ...]] = {}
     try:
         if file.suffix == ".npy":
-            shapes[NPY_HOOK_POINT] = np.load(file, mmap_mode="r").shape
+            array = np.load(file, mmap_mode="r")
+            if array.dtype.kind not in "fiu":
+                raise ValueError(f"its entries are {array.dtype}, not numbers")
+            shapes[NPY_HOOK_POINT] = array.shape
         else:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118

@@ -130,6 +130,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         cfg = json.loads((path / CONFIG_NAME).read_text())
     except ValueError as error:
         raise SAEError(f"{path / CONFIG_NAME}: not JSON ({error}); save the SAE again") from None
+    if not isinstance(cfg, dict):
+        raise SAEError(f"{path / CONFIG_NAME}: holds no JSON object; save the SAE again")
     try:
         weights = load_file(path / WEIGHTS_NAME)
     except SafetensorError as error:

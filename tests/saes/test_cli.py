@@ -239,6 +239,10 @@ def test_wrong_input_is_one_line_and_status_2(
     line = ["train", str(acts), "--k", "2", "--out", str(out)]
     assert "'many'" in refused([*line, "--d-sae", "many"], capsys)
     assert "0.6 latents" in refused([*line, "--d-sae", "0.1x"], capsys)
+    for number in ("infx", "nanx"):
+        assert "give a whole number" in refused([*line, "--d-sae", number], capsys)
+    (tmp_path / "file").write_text("")
+    assert "cannot be made" in refused(train_line(acts, tmp_path / "file" / "out"), capsys)
     assert "k 2 is larger" in refused([*line, "--d-sae", "1"], capsys)
     assert "no SAE below it" in refused(["eval", str(empty), "--acts", str(acts)], capsys)
     assert not out.exists()
@@ -246,6 +250,18 @@ def test_wrong_input_is_one_line_and_status_2(
     assert main(train_line(acts, out)) == 0
     capsys.readouterr()
     assert "other settings" in refused(train_line(acts, out, "--lr", "0.1"), capsys)
+    (out / ".checkpoints" / "configs.json").write_text("{")
+    assert "configs.json: damaged" in refused(train_line(acts, out), capsys)
+    half_saved = out / "resid" / ".12-2-0-x1"
+    half_saved.mkdir()
+    (half_saved / "cfg.json").write_text("{}")
+    assert main(["eval", str(out), "--acts", str(acts)]) == 0
+    capsys.readouterr()
+    config = out / "resid" / "12-2-0" / "cfg.json"
+    whole = config.read_text()
+    config.write_text("[]")
+    assert "holds no JSON object" in refused(["eval", str(out), "--acts", str(acts)], capsys)
+    config.write_text(whole)
     other = tmp_path / "other"
     other.mkdir()
     np.save(other / "a.npy", np.zeros((5, 4), np.float32))
@@ -262,6 +278,7 @@ def test_wrong_input_is_one_line_and_status_2(
             "files of one capture",
         ),
         ({"a.npy": b"junk"}, "a.npy: unreadable"),
+        ({"a.npy": np.array([["a", "b"]])}, "not numbers"),
         ({"a.safetensors": b"junk"}, "a.safetensors: unreadable"),
         ({"a.npy": np.zeros((2, 4), np.float32), "b.safetensors": b""}, "both .npy and"),
         ({"a.npy": np.full((9, 4), np.nan, np.float32)}, "row 0 of the stream is not finite"),
