@@ -41,7 +41,8 @@ class StudyConfig(BaseModel):
     loss_tokens: int = Field(default=262_144, ge=2_048)
     means_tokens: int = Field(default=524_288, ge=2_048)
     """Training tokens behind the token and position means of the contextual stream."""
-    pilot_tokens: int = Field(default=524_288, ge=2_048)
+    pilot_tokens: int = Field(default=1_048_576, ge=2_048)
+    """Training tokens of each pilot; far fewer than `sae_tokens`, and FVU ends below its target."""
     sae_tokens: int = Field(default=1_048_576, ge=4_096)
     """Training tokens of each SAE; longer than the text means several passes over it."""
     held_out_tokens: int = Field(default=131_072, ge=2_048)
@@ -61,7 +62,7 @@ class StudyConfig(BaseModel):
     target_fvu: float = Field(default=0.3, gt=0, lt=1)
     """k is what reaches it. At 0.3 models and random twins of every ladder width need less than
     the largest k allowed, d_model / 4; at 0.2 most would stop at that limit."""
-    pilot_ks: tuple[int, ...] = (2, 4, 8, 16, 32)
+    pilot_ks: tuple[int, ...] = (2, 4, 8, 12, 16, 24, 32)
     other_k_rules: tuple[KRule, ...] = ()
     """Sensitivity to k, at the primary layer, stream and first size: beside the k that reaches
     `target_fvu`, a constant one (`constant_k`) or one in proportion (d_model / 8)."""

@@ -44,6 +44,11 @@ class Progress:
         self._current = 0.0
         self._print()
 
+    def settle(self, work: float) -> None:
+        """Everything so far is done and was so much work, whatever its pieces added up to."""
+        self._done, self._current = work - self._skipped, 0.0
+        self._print()
+
     def close(self, message: str) -> None:
         """The last line."""
         if self._quiet:

@@ -62,9 +62,11 @@ def run_study(
         ]
         for measurement in measurements:
             measurement.check(known[measurement.name][2])
+        so_far = 0.0
         for measurement, ((_, _, with_saes), expected) in zip(
             measurements, work.items(), strict=True
         ):
+            so_far += expected
             if measurement.finished:
                 measurement.drop_checkpoints()
                 progress.skip(expected)
@@ -74,6 +76,7 @@ def run_study(
                 measurement.run(with_saes=with_saes)
             finally:
                 _add_seconds(folder, time.monotonic() - started)
+            progress.settle(so_far)
         progress.at("fits and report")
         command = command or f"interp study {config.preset}"
         seconds = _write_results(config, folder, measurements, corpus, command)

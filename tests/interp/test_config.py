@@ -114,8 +114,8 @@ def test_a_model_is_counted_once(tmp_path: Path) -> None:
 def test_every_k_up_to_the_largest_can_be_chosen() -> None:
     config = PRESETS["full"]
     assert pilot_ks(config, 48) == [2, 4, 8, 12]
-    assert pilot_ks(config, 64) == [2, 4, 8, 16]
-    assert pilot_ks(config, 256) == [2, 4, 8, 16, 32, 64]
+    assert pilot_ks(config, 64) == [2, 4, 8, 12, 16]
+    assert pilot_ks(config, 256) == [2, 4, 8, 12, 16, 24, 32, 64]
     assert pilot_ks(config, 4) == [1]
 
 

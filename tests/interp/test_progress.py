@@ -49,3 +49,15 @@ def test_quiet_prints_nothing() -> None:
     progress.finish(1.0)
     progress.close("done")
     assert log.getvalue() == ""
+
+
+def test_a_part_settles_what_its_pieces_did_not_add_up_to() -> None:
+    log = io.StringIO()
+    progress = Progress(10.0, stream=log)
+    progress.skip(2.0)
+    progress.finish(1.0)
+    progress.settle(6.0)
+    progress.at("next", 1.0)
+    assert log.getvalue().splitlines()[-1].strip().startswith("70%")
+    progress.settle(10.0)
+    assert progress.seconds_left in (None, 0.0)
