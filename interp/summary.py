@@ -399,8 +399,12 @@ def _scaling(facts: list[dict[str, Any]]) -> dict[str, Any]:
     def parameter(p: Parameter) -> dict[str, float | None]:
         return {"value": p.value, "ci_low": p.ci_low, "ci_high": p.ci_high, "se": p.se}
 
+    amplitude = parameter(fit.A)
+    if fit.alpha.ci_high is None:
+        # A grows with alpha without end: what the search reached is no limit.
+        amplitude["ci_high"] = None
     return {
-        "A": parameter(fit.A),
+        "A": amplitude,
         "alpha": parameter(fit.alpha),
         "B": parameter(fit.B),
         "loss": loss_key,

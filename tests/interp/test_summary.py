@@ -204,6 +204,16 @@ def test_ten_models_are_not_too_many() -> None:
     assert found["correlation"][0]["n_models"] == 11
 
 
+def test_the_amplitude_has_no_limit_where_alpha_has_none() -> None:
+    known = facts()[:3]
+    found = summarise(tidy(pd.DataFrame(rows()[:30]), known), known, config(models=NAMES[:3]))
+    assert found["scaling"]["alpha"]["ci_high"] is None
+    assert found["scaling"]["A"]["ci_high"] is None
+    bounded = summary(rows())["scaling"]
+    assert bounded["alpha"]["ci_high"] is not None
+    assert bounded["A"]["ci_high"] is not None
+
+
 def test_models_of_several_tokenizers_are_compared_per_byte() -> None:
     known = facts()
     known[0]["tokens_sha256"] = "another"
