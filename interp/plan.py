@@ -22,8 +22,9 @@ from interp.errors import UserError
 from interp.hook_points import HookPoint, blocks
 from interp.models import Model, load
 from interp.recording import SPARE_BYTES, Recording, nearest_folder, record
-from interp.spots import Spot, largest_k, spots
+from interp.spots import Spot, pilot_ks, spots
 from interp.tokens import MAX_BLOCK_TOKENS
+from saes.config import MAX_DEAD_AFTER_TOKENS
 
 PROBE_SECONDS = 1.0
 """Each measurement grows until it takes about so long."""
@@ -171,8 +172,7 @@ def _loss_cost(config: StudyConfig, model: Model) -> Cost:
 def _sae_tokens(config: StudyConfig, spot: Spot, d_model: int) -> float:
     """Tokens times SAEs at one spot, pilots included."""
     main = config.n_seeds * config.sae_tokens * (1 + _HALF_RUN * config.check_convergence)
-    ks = [k for k in config.pilot_ks if k <= largest_k(d_model)] or [largest_k(d_model)]
-    return main + len(ks) * config.pilot_tokens * (spot.k_rule == "fvu")
+    return main + len(pilot_ks(config, d_model)) * config.pilot_tokens * (spot.k_rule == "fvu")
 
 
 def _forward_seconds(model: Model, last: int, n_ctx: int, *, with_loss: bool) -> float:
@@ -194,7 +194,15 @@ def _sae_seconds(d_in: int, d_sae: int, config: StudyConfig) -> float:
 
     def run(n_rows: int) -> None:
         configs = [
-            saes.SAEConfig(d_in=d_in, d_sae=d_sae, k=max(1, d_in // 8), n_tokens=n_rows, seed=seed)
+            saes.SAEConfig(
+                d_in=d_in,
+                d_sae=d_sae,
+                k=max(1, d_in // 8),
+                n_tokens=n_rows,
+                # A run as short as this would call nearly all latents dead, and revive them all.
+                dead_after_tokens=MAX_DEAD_AFTER_TOKENS,
+                seed=seed,
+            )
             for seed in range(n_saes)
         ]
         stream = ({"resid": rows} for rows in x[:n_rows].split(8_192))
@@ -206,13 +214,17 @@ def _sae_seconds(d_in: int, d_sae: int, config: StudyConfig) -> float:
 
 
 def _probe(run: Callable[[int], None], start: int, most: int) -> tuple[int, float]:
-    """(size, seconds) of the largest run tried: doubled from `start` until it takes long enough."""
+    """(size, seconds) of the run that was fastest for its size, doubled from `start`.
+
+    The fastest: a run that another process interrupts says nothing about the work.
+    """
     run(start)  # the first pays for what is loaded or allocated once
-    size = start
-    while True:
+    tried: list[tuple[int, float]] = []
+    size, spent = start, 0.0
+    while spent < PROBE_SECONDS:
         began = time.perf_counter()
         run(size)
-        seconds = time.perf_counter() - began
-        if seconds >= PROBE_SECONDS / 4 or size >= most:
-            return size, seconds
+        tried.append((size, time.perf_counter() - began))
+        spent += tried[-1][1]
         size = min(2 * size, most)
+    return min(tried, key=lambda one: one[1] / one[0])
