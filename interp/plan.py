@@ -221,7 +221,7 @@ def _probe(run: Callable[[int], None], start: int, most: int) -> tuple[int, floa
     run(start)  # the first pays for what is loaded or allocated once
     tried: list[tuple[int, float]] = []
     size, spent = start, 0.0
-    while spent < PROBE_SECONDS:
+    while not tried or spent < PROBE_SECONDS:
         began = time.perf_counter()
         run(size)
         tried.append((size, time.perf_counter() - began))
