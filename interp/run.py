@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 import saes
+from interp import durable
 from interp.config import StudyConfig, read_config
 from interp.errors import UserError
 
@@ -74,23 +72,6 @@ class RunFolder:
         write_text(path, resolved.to_yaml())
         return resolved
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; the system lets go of it however the process ends.
-
-        Raises UserError where another process works in it: two would overwrite each other.
-        """
-        path = self.root / "work" / ".lock"
-        path.parent.mkdir(exist_ok=True)
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{self.root}: another process is working on this study; wait for it or stop it"
-                ) from None
-            yield
-
     def work(self, model: str, control: str) -> Path:
         """Folder of what one model's measurement has finished so far."""
         return self.root / "work" / folder_name(model, control)
@@ -107,10 +88,8 @@ def folder_name(model: str, control: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Atomically: the file is whole or not there."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    """Atomically: the file is whole or not there. Raises UserError when the disk is full."""
+    durable.write(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -19,7 +19,9 @@ import torch
 
 from interp.config import StudyConfig
 from interp.corpora import Corpus, load_text
+from interp.durable import only_writer
 from interp.errors import UserError
+from interp.machine import cpu_name
 from interp.measure import Measurement
 from interp.models import load
 from interp.progress import Progress
@@ -47,7 +49,7 @@ def run_study(
     corpus = load_text(config.text)
     known = _check_models(config, corpus)
     config = folder.claim(config)
-    with folder.locked():
+    with only_writer(folder.root):
         torch.set_num_threads(config.threads)
         work = {
             part: expected_work(config, *known[part[0]][:2])
@@ -155,19 +157,9 @@ def _manifest(
         "tokens_sha256": {m.label: m.facts()["tokens_sha256"] for m in measurements},
         "seed": config.seed,
         "threads": config.threads,
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "platform": f"{platform.system()} {platform.machine()}",
         "wall_time_seconds": round(seconds, 1),
         # Linux counts in KiB, macOS in bytes.
         "peak_memory_bytes": peak * (1 if sys.platform == "darwin" else 1024),
     }
-
-
-def _cpu() -> str:
-    """The processor's name, as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

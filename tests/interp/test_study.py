@@ -14,6 +14,7 @@ import pytest
 import saes
 from interp import measure, provenance, study
 from interp.config import StudyConfig
+from interp.durable import only_writer
 from interp.errors import UserError
 from interp.run import Run, RunFolder, folder_name, open_run
 from interp.study import run_study
@@ -230,8 +231,8 @@ def test_a_study_grows_by_a_model_and_measures_only_that(
 def test_two_processes_do_not_write_one_study(run: Run, config: StudyConfig) -> None:
     before = (run.path / "summary.json").read_bytes()
     with (
-        RunFolder(run.path).locked(),
-        pytest.raises(UserError, match="another process is working on this study"),
+        only_writer(run.path),
+        pytest.raises(UserError, match="another process is writing there"),
     ):
         run_study(config, run.path, quiet=True)
     assert (run.path / "summary.json").read_bytes() == before
