@@ -110,7 +110,7 @@ def test_every_run_of_the_bracket_is_in_the_recipe() -> None:
         assert run["n_tokens"] == BRACKET_TOKENS[run["d_model"]]
 
 
-@pytest.mark.parametrize("width", [32, 96])
+@pytest.mark.parametrize("width", [32, 96, 256])
 def test_the_bracket_is_closed_on_all_sides(width: int) -> None:
     assert open_sides(json.loads(BRACKET_FILE.read_text()), width) == []
 
