@@ -49,6 +49,9 @@ class StudyConfig(BaseModel):
     """Training tokens of each pilot; far fewer than `sae_tokens`, and FVU ends below its target."""
     sae_tokens: int = Field(default=1_048_576, ge=4_096)
     """Training tokens of each SAE; longer than the text means several passes over it."""
+    primary_sae_tokens: int | None = Field(default=None, ge=4_096)
+    """The same for the SAEs the headline rests on: primary layer and stream, k by FVU, every size,
+    controls alike. Elsewhere, and without it, `sae_tokens`."""
     held_out_tokens: int = Field(default=131_072, ge=2_048)
     splice_tokens: int = Field(default=32_768, ge=1_024)
 
@@ -70,6 +73,9 @@ class StudyConfig(BaseModel):
     """k is what reaches it. At 0.3 models and random twins of every ladder width need less than
     the largest k allowed, d_model / 4; at 0.2 the twins up to width 96 would not reach it."""
     pilot_ks: tuple[int, ...] = (2, 4, 8, 12, 16, 24, 32)
+    confirm_k: bool = False
+    """Where the headline rests, train one SAE at the k of the pilots and at either neighbour for as
+    long as the main ones, and keep the nearest: pilots end at a higher FVU than these."""
     other_k_rules: tuple[KRule, ...] = ()
     """Sensitivity to k, at the primary layer, stream and first size: beside the k that reaches
     `target_fvu`, a constant one (`constant_k`) or one in proportion (d_model / 8)."""
@@ -149,6 +155,10 @@ _RESULT: dict[str, Any] = {
     "sae_tokens": 8_388_608,
     "held_out_tokens": 262_144,
     "pilot_tokens": 2_097_152,
+    # Twice the others: at 8.4 million the counts at half depth still grew by 5 to 8% with the last
+    # doubling at most widths, and pilots left FVU up to 0.025 from its target.
+    "primary_sae_tokens": 16_777_216,
+    "confirm_k": True,
 }
 """How much text a result rests on, where a preview has the defaults."""
 

@@ -64,10 +64,12 @@ class HeldOut:
 
 
 def pilot_rows(pilot: Mapping[str, Any]) -> list[Row]:
-    """FVU of each pilot."""
+    """FVU of each pilot, and of those trained at full length to confirm k."""
     return [
-        {"quantity": "fvu", "value": fvu, "k": k, "seed": 0, "role": "pilot"}
-        for k, fvu in zip(pilot["ks"], pilot["fvus"], strict=True)
+        {"quantity": "fvu", "value": fvu, "k": k, "seed": 0, "role": role}
+        for role, found in (("pilot", pilot), ("confirming", pilot.get("confirmed")))
+        if found
+        for k, fvu in zip(found["ks"], found["fvus"], strict=True)
     ]
 
 
@@ -78,10 +80,12 @@ def sae_rows(
     config: StudyConfig,
     *,
     k_reached: bool,
+    n_tokens: int,
 ) -> list[Row]:
     """Everything about one spot's seeds; `half` are the same seeds on half the tokens.
 
-    k_reached: whether the pilots found a k that reaches the target FVU.
+    k_reached: whether the pilots found a k that reaches the target FVU. n_tokens: of training, of
+    each main SAE.
     """
     rows: list[Row] = []
     d_sae, d_in, k = main[0].d_sae, main[0].d_in, main[0].k
@@ -117,7 +121,7 @@ def sae_rows(
     facts: dict[str, float] = {
         "fvu_mean": fvus["main"],
         "fvu_matched": float(matched),
-        "tokens_per_latent": config.sae_tokens / d_sae,
+        "tokens_per_latent": n_tokens / d_sae,
         "dropped_fraction": held.dropped_fraction,
         "held_out_tokens": float(len(held.x)),
     }

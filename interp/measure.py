@@ -29,7 +29,7 @@ from interp.progress import Progress
 from interp.provenance import provenance
 from interp.run import GAUSSIAN, SHUFFLED, TWIN, RunFolder, folder_name, write_json, write_table
 from interp.spot_training import Pilot, SpotTraining
-from interp.spots import Spot, spots
+from interp.spots import Spot, sae_tokens, spots
 from interp.streams import Streams
 from interp.tokens import Split, TokenBlocks, tokens
 from saes.sae import SAE
@@ -89,7 +89,8 @@ class Measurement:
 
     def drop_checkpoints(self) -> None:
         """Training state is only needed until the rows are written."""
-        shutil.rmtree(self.work / "training", ignore_errors=True)
+        for stage in ("confirming", "training"):
+            shutil.rmtree(self.work / stage, ignore_errors=True)
 
     def run(self, *, with_saes: bool) -> None:
         """Do what is not done yet. Afterwards `rows_file` and `facts_file` exist."""
@@ -165,7 +166,8 @@ class Measurement:
     def _sae_rows(self, model: Model) -> list[dict[str, Any]]:
         config = self.config
         groups = spots(config, model.d_model, model.n_layers, self.control)
-        longest = max(config.sae_tokens, config.means_tokens, config.pilot_tokens)
+        budgets = {spot: sae_tokens(config, spot, model.n_layers) for spot in groups}
+        longest = max(*budgets.values(), config.means_tokens, config.pilot_tokens)
         # The stream leaves some positions out; a short text is passed over more than once.
         train_blocks = self._blocks(model, int(longest * 1.02) + model.n_ctx, "train")
         streams = self._streams(model, train_blocks, groups)
@@ -184,7 +186,9 @@ class Measurement:
             layer_means = streams.means.get(spot.layer)
             held = HeldOut.of(model, held_out, spot, streams, seed=config.seed)
             found = pilot_rows(pilot)
-            found += sae_rows(main, half, held, config, k_reached=pilot["reached"])
+            found += sae_rows(
+                main, half, held, config, k_reached=pilot["reached"], n_tokens=budgets[spot]
+            )
             if self.control != GAUSSIAN:  # noise belongs in no forward pass
                 found += splice_rows(model, splice_blocks, spot, layer_means, main[0])
             if spot.about == "contextual" and layer_means is not None:

@@ -23,7 +23,14 @@ from interp.hook_points import HookPoint, blocks
 from interp.models import Model, load
 from interp.recording import SPARE_BYTES, Recording, nearest_folder, record
 from interp.run import TRAINED, TWIN
-from interp.spots import Spot, pilot_ks, spots
+from interp.spots import (
+    Spot,
+    candidate_ks,
+    pilot_ks,
+    rests_the_headline,
+    sae_tokens,
+    spots,
+)
 from interp.tokens import MAX_BLOCK_TOKENS
 from saes.config import MAX_DEAD_AFTER_TOKENS
 
@@ -144,8 +151,15 @@ def _model_cost(config: StudyConfig, model: Model, control: str, speed: dict[int
     n_ctx = min(model.n_ctx, MAX_BLOCK_TOKENS)
     last = max(spot.layer for spot in groups)
     contextual = {spot.layer for spot in groups if spot.about == "contextual"}
+    budgets = {spot: sae_tokens(config, spot, model.n_layers) for spot in groups}
+    confirmed = {
+        spot
+        for spot in groups
+        if config.confirm_k and rests_the_headline(config, spot, model.n_layers)
+    }
     core_tokens = (
-        config.sae_tokens
+        max(budgets.values())
+        + max((budgets[spot] for spot in confirmed), default=0)
         + config.pilot_tokens
         + config.means_tokens * bool(contextual)
         + len(groups) * config.held_out_tokens
@@ -162,7 +176,8 @@ def _model_cost(config: StudyConfig, model: Model, control: str, speed: dict[int
         d_sae = spot.d_sae
         if d_sae not in speed:
             speed[d_sae] = _sae_seconds(model.d_model, d_sae, config)
-        tokens = _sae_tokens(config, spot, model.d_model)
+        tokens = _sae_tokens(config, spot, model.d_model, budgets[spot])
+        tokens += len(candidate_ks(2, model.d_model)) * budgets[spot] * (spot in confirmed)
         weights = 2 * model.d_model * d_sae + model.d_model + d_sae
         flops += tokens * (2 * model.d_model * d_sae + 8 * (model.d_model // 8) * model.d_model)
         seconds += tokens * speed[d_sae]
@@ -180,9 +195,9 @@ def _loss_cost(config: StudyConfig, model: Model) -> Cost:
     return Cost(model.name, config.loss_tokens * per_token, 10_000, config.loss_tokens * seconds)
 
 
-def _sae_tokens(config: StudyConfig, spot: Spot, d_model: int) -> float:
+def _sae_tokens(config: StudyConfig, spot: Spot, d_model: int, budget: int) -> float:
     """Tokens times SAEs at one spot, pilots included."""
-    main = config.n_seeds * config.sae_tokens * (1 + _HALF_RUN * config.check_convergence)
+    main = config.n_seeds * budget * (1 + _HALF_RUN * config.check_convergence)
     return main + len(pilot_ks(config, d_model)) * config.pilot_tokens * (spot.k_rule == "fvu")
 
 

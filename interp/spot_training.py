@@ -17,7 +17,16 @@ from interp.models import Model
 from interp.packing import choose_k
 from interp.progress import Progress
 from interp.run import write_json
-from interp.spots import Spot, fixed_k, largest_k, pilot_ks, sae_cost
+from interp.spots import (
+    Spot,
+    candidate_ks,
+    fixed_k,
+    largest_k,
+    pilot_ks,
+    rests_the_headline,
+    sae_cost,
+    sae_tokens,
+)
 from interp.streams import Rows, Streams
 from interp.tokens import TokenBlocks
 from saes.config import MAX_DEAD_AFTER_TOKENS, SAEConfig
@@ -66,6 +75,7 @@ class SpotTraining:
                 fvus = [evaluate(next(fitted), [held.x]).fvu for _ in ks]
                 k, reached = choose_k(ks, fvus, self.config.target_fvu, largest_k(d_model))
                 found.append({"ks": ks, "fvus": fvus, "k": k, "reached": reached})
+            self._confirm(by_fvu, found, held_out)
             write_json(file, found)
         pilots = dict(zip(by_fvu, json.loads(file.read_text()), strict=True))
         for spot in spots:
@@ -76,29 +86,62 @@ class SpotTraining:
 
     def train(self, pilots: Mapping[Spot, Pilot]) -> dict[tuple[Spot, str], list[SAE]]:
         """Seeds of every spot, on all tokens (`main`) and on half of them (`half`)."""
-        total = self.config.sae_tokens
-        # The same warm-up and dead threshold in tokens: so a half branches off its main run.
-        dead_after = max(1, min(MAX_DEAD_AFTER_TOKENS, total // 20))
-        schedules: dict[str, dict[str, Any]] = {
-            "main": {"n_tokens": total, "lr_warmup_fraction": WARM_UP}
-        }
-        if self.config.check_convergence:
-            schedules["half"] = {"n_tokens": total // 2, "lr_warmup_fraction": 2 * WARM_UP}
         plan = {
             (spot, role): [
-                self._sae_config(
-                    spot, pilot["k"], seed=seed, dead_after_tokens=dead_after, **schedule
-                )
+                self._sae_config(spot, pilot["k"], seed=seed, **schedule)
                 for seed in range(self.config.n_seeds)
             ]
             for spot, pilot in pilots.items()
-            for role, schedule in schedules.items()
+            for role, schedule in self._schedules(spot).items()
         }
         # Two rules that agree on k need one set of SAEs.
         configs = list(dict.fromkeys(config for group in plan.values() for config in group))
         fitted = self._train("training", configs, pilots, self.work / "training")
         trained = dict(zip(configs, fitted, strict=True))
         return {place: [trained[config] for config in group] for place, group in plan.items()}
+
+    def _schedules(self, spot: Spot) -> dict[str, dict[str, Any]]:
+        total = sae_tokens(self.config, spot, self.model.n_layers)
+        # The same warm-up and dead threshold in tokens: so a half branches off its main run.
+        common = {"dead_after_tokens": max(1, min(MAX_DEAD_AFTER_TOKENS, total // 20))}
+        found = {"main": {"n_tokens": total, "lr_warmup_fraction": WARM_UP} | common}
+        if self.config.check_convergence:
+            found["half"] = {"n_tokens": total // 2, "lr_warmup_fraction": 2 * WARM_UP} | common
+        return found
+
+    def _confirm(
+        self, spots: Sequence[Spot], pilots: Sequence[Pilot], held_out: TokenBlocks
+    ) -> None:
+        """Settle k where the headline rests, among neighbours trained as long as the main SAEs."""
+        if not self.config.confirm_k:
+            return
+        to_confirm = {
+            spot: pilot
+            for spot, pilot in zip(spots, pilots, strict=True)
+            if rests_the_headline(self.config, spot, self.model.n_layers)
+        }
+        candidates = [
+            (spot, k)
+            for spot, pilot in to_confirm.items()
+            for k in candidate_ks(pilot["k"], self.model.d_model)
+        ]
+        configs = [
+            self._sae_config(spot, k, seed=0, **self._schedules(spot)["main"])
+            for spot, k in candidates
+        ]
+        if not configs:
+            return
+        fitted = self._train("k to confirm,", configs, to_confirm, self.work / "confirming")
+        measured: dict[Spot, dict[int, float]] = {spot: {} for spot in to_confirm}
+        for (spot, k), sae in zip(candidates, fitted, strict=True):
+            held = HeldOut.of(self.model, held_out, spot, self.streams, seed=self.config.seed)
+            measured[spot][k] = evaluate(sae, [held.x]).fvu
+        for spot, pilot in to_confirm.items():
+            ks, fvus = list(measured[spot]), list(measured[spot].values())
+            pilot["confirmed"] = {"ks": ks, "fvus": fvus}
+            pilot["k"], pilot["reached"] = choose_k(
+                ks, fvus, self.config.target_fvu, largest_k(self.model.d_model)
+            )
 
     def _sae_config(self, spot: Spot, k: int, *, seed: int, **schedule: Any) -> SAEConfig:
         return SAEConfig(

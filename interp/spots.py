@@ -65,6 +65,27 @@ def spots(config: StudyConfig, d_model: int, n_layers: int, control: str = TRAIN
     return found
 
 
+def rests_the_headline(config: StudyConfig, spot: Spot, n_layers: int) -> bool:
+    """Whether the headline's count, or its sizes, come from here."""
+    return (spot.layer, spot.about, spot.k_rule) == (
+        primary_layer(config, n_layers),
+        config.primary_stream,
+        "fvu",
+    )
+
+
+def sae_tokens(config: StudyConfig, spot: Spot, n_layers: int) -> int:
+    """Training tokens of every SAE at this spot."""
+    if config.primary_sae_tokens and rests_the_headline(config, spot, n_layers):
+        return config.primary_sae_tokens
+    return config.sae_tokens
+
+
+def candidate_ks(k: int, d_model: int) -> list[int]:
+    """A k and its neighbours, those that are allowed."""
+    return [c for c in (k - 1, k, k + 1) if 1 <= c <= largest_k(d_model)]
+
+
 def largest_k(d_model: int) -> int:
     """k <= d_model / 4, whatever rule sets it (SCIENCE section 4)."""
     return max(1, d_model // 4)
@@ -94,7 +115,10 @@ def expected_work(
     ks = pilot_ks(config, d_model)
     for spot in spots(config, d_model, n_layers, control):
         per_token = sae_cost(d_model, spot.d_sae)
-        main = config.n_seeds * config.sae_tokens * (1.5 if config.check_convergence else 1.0)
+        tokens = sae_tokens(config, spot, n_layers)
+        main = config.n_seeds * tokens * (1.5 if config.check_convergence else 1.0)
         pilots = len(ks) * config.pilot_tokens if spot.k_rule == "fvu" else 0
+        if config.confirm_k and rests_the_headline(config, spot, n_layers):
+            pilots += 3 * tokens
         total += per_token * (main + pilots)
     return total + 2e-5 * config.loss_tokens

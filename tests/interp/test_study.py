@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -165,6 +166,31 @@ def test_the_sensitivity_to_k_stands_beside_the_rule(run: Run, config: StudyConf
     packing = pd.DataFrame(run.summary["packing"])
     own = packing[(packing.model == config.models[0]) & (packing.estimator == "reproducible")]
     assert len(own) == 2 + 1 + 1, "the other rules enter nothing"
+
+
+def test_the_headline_trains_longer_at_a_confirmed_k(config: StudyConfig, tmp_path: Path) -> None:
+    """Up to three candidates of the full length; the seeds have the nearest; the rest is short."""
+    model = config.models[-1]
+    longer = {"models": (model,), "twins": (model,), "shuffled": (), "gaussian": ()}
+    longer |= {"primary_sae_tokens": 12_288, "confirm_k": True, "other_k_rules": ("constant",)}
+    run = run_study(config.model_copy(update=longer), tmp_path / "longer", quiet=True)
+    rows = run.results[run.results.model == model]
+    tokens = rows[rows.quantity == "tokens_per_latent"]
+    n_tokens = tokens.value * tokens.d_sae
+    headline = (tokens.layer == 0) & (tokens.about == "contextual") & (tokens.k_rule == "fvu")
+    assert set(n_tokens[headline]) == {12_288}
+    assert set(n_tokens[~headline]) == {8_192}
+    assert headline.sum() == 3, "two sizes of the model, one of its twin"
+    confirming = rows[rows.role == "confirming"]
+    spots = list(confirming.groupby(["control", "d_sae"]))
+    assert len(spots) == 3
+    for (control, d_sae), tried in spots:
+        ks = sorted(int(k) for k in tried.k)
+        assert ks == list(range(ks[0], ks[-1] + 1))
+        assert 2 <= len(ks) <= 3
+        nearest = tried.iloc[(np.log(tried.value) - np.log(config.target_fvu)).abs().argmin()]
+        main = tokens[headline & (tokens.control == control) & (tokens.d_sae == d_sae)]
+        assert set(main.k) == {nearest.k}
 
 
 def test_the_same_line_again_redoes_nothing(
