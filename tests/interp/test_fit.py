@@ -149,8 +149,11 @@ def test_the_explanation_says_the_numbers() -> None:
         assert f"{number:.3g}" in text
     assert "Quote the joint error" in text
     assert f"correlation of A and alpha {found.correlation_A_alpha:.3f}" in text
-    # Four losses leave the published way no error; the correlation is said all the same.
-    four = fit_jointly(one_family(20 * SIZES[::2] ** -0.6 + 1, SIZES[::2]), n_bootstrap=0)
+    # Four losses, one of them below its offset, leave the published way no error; the correlation
+    # is said all the same.
+    losses = np.array([5.0, 2.0, 1.35, 1.65])
+    four = fit_jointly(one_family(losses, SIZES[::2]), n_bootstrap=0)
+    assert four.n_below_offset == 1
     assert four.alpha.se_offsets_fixed is None
     assert f"correlation of A and alpha is {four.correlation_A_alpha:.3f}" in four.explanation[0]
 
