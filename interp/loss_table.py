@@ -231,9 +231,10 @@ def _checked(table: LossTable) -> LossTable:
         wrong = ~possible if column in NEEDED else rows[column].notna() & ~possible
         if wrong.any():
             at = _first(wrong)
-            kind = "whole" if column == "d_model" else "positive"
+            kind = "positive whole" if column == "d_model" else "positive"
             raise UserError(
-                f"{name}: row {at} has {column} {rows[column].iloc[at - 1]}; give a {kind} number"
+                f"{name}: row {at} has {column} {rows[column].iloc[at - 1]}; give a {kind} number "
+                f"below {_LARGEST:g}"
             )
         rows[column] = numbers
     repeated = rows.duplicated(["family", "dataset", "model"])

@@ -232,7 +232,7 @@ HEADER = "family,dataset,model,d_model,loss\n"
         (HEADER + "f,t,a,32,3.1\nf,t,a,64,3.0\n", "row 2 repeats model 'a'"),
         (HEADER + "f,t,a,32,3\nf,t,b,64,2\ng,t,c,64,2\n", "family g has one model on t"),
         (HEADER + "f,t,a,32,3\nf,t,b,64,2.5\nf,t,c,96,2\n", "3 losses for 3 parameters"),
-        (HEADER + "f,t,a,32,3\nf,t,b,64.5,2.5\n", "d_model 64.5; give a whole number"),
+        (HEADER + "f,t,a,32,3\nf,t,b,64.5,2.5\n", "d_model 64.5; give a positive whole number"),
         (HEADER + "f,t,a,32,3\nf,t,b,64,1e300\n", "row 2 has loss 1e+300"),
         (HEADER + "f,t,a,32,3,9\nf,t,b,64,2,9\n", "more fields than its header"),
         (HEADER + "f,t,a,32,3\nf,u,a,64,2\n", "model 'a' of f has more than one d_model"),
