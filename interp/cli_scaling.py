@@ -94,12 +94,12 @@ def add(commands: Any) -> None:
     )
     forecast.add_argument("table", type=Path, metavar="TABLE", help=_TABLE_HELP)
     forecast.add_argument(
-        "--largest", type=_natural, default=1, metavar="N", help="widths left out of each family"
+        "--largest", type=_natural, metavar="N", help="widths left out of each family (default: 1)"
     )
     forecast.add_argument(
         "--at", type=_natural, nargs="+", metavar="D_MODEL", help="instead: widths not in the table"
     )
-    forecast.add_argument("--form", choices=FORMS[:3], default="width", help="of the law")
+    forecast.add_argument("--form", choices=FORMS[:3], help="of the law (default: width)")
     forecast.add_argument("--figure", type=Path, metavar="FILE", help=_FIGURE_HELP)
     json_flag(forecast)
 
@@ -132,6 +132,7 @@ def _geometry(args: argparse.Namespace) -> None:
     names = families.expand(args.model)
     progress = Progress(len(names))
     rows: list[dict[str, Any]] = []
+    shown_names: list[str] = []
     for name in names:
         found = matrices_of(name, which)
         for number, matrix in enumerate(found):
@@ -140,6 +141,9 @@ def _geometry(args: argparse.Namespace) -> None:
                 progress.at(name, (done + share) / n)  # noqa: B023
 
             rows.append(_overlaps(args, matrix, heartbeat))
+            # SAEs of one folder differ in the end of their paths, which a table cuts off.
+            inner = matrix.name.removeprefix(f"{Path(name).expanduser()}/")
+            shown_names.append(inner if matrix.matrix == "decoder" else matrix.name)
         progress.finish(1)
     if args.figure is not None:
         from interp.report.geometry_figure import geometry_figure
@@ -151,7 +155,7 @@ def _geometry(args: argparse.Namespace) -> None:
         return
     shown = [
         {
-            "model": r["model"],
+            "model": name,
             "matrix": r["matrix"] + (" (tied)" if r["tied"] else ""),
             "rows": r["n"],
             "zero": r["n_zero_rows"],
@@ -164,7 +168,7 @@ def _geometry(args: argparse.Namespace) -> None:
             "dimensions": _number(r["participation_ratio"], 1),
             "norms": f"{r['norm_mean']:.3g} ± {r['norm_std']:.2g}",
         }
-        for r in rows
+        for name, r in zip(shown_names, rows, strict=True)
     ]
     if len({r["n_removed"] for r in rows}) > 1:  # one heading for all rows of the table
         shown = [
@@ -326,8 +330,12 @@ def _forecast(args: argparse.Namespace) -> None:
     from interp.scaling_end import ends_of
 
     _check_figure(args.figure)
-    if args.largest < 1 or 0 in (args.at or ()):
+    if args.largest == 0 or 0 in (args.at or ()):
         raise UserError("--largest and --at take numbers from 1")
+    if args.at and (args.largest or args.form):
+        raise UserError(
+            "--at takes all models and the law in width; leave out --largest and --form"
+        )
     table = read_table(args.table)
     progress = Progress(1.0)
 
@@ -337,13 +345,15 @@ def _forecast(args: argparse.Namespace) -> None:
     if args.at:
         found = forecast_sizes(table, args.at, heartbeat=heartbeat)
     else:
-        found = forecast_largest(table, form=args.form, n_largest=args.largest, heartbeat=heartbeat)
+        found = forecast_largest(
+            table, form=args.form or "width", n_largest=args.largest or 1, heartbeat=heartbeat
+        )
     gain = packing_gain(table)
     ends = {end.family: end for end in ends_of(table)}
     rows = [forecast.to_json() for forecast in found]
     for row in rows:
-        row["packing_gain"] = None if gain is None else gain.to_json()
-        row["scaling_ends"] = ends[row["family"]].to_json() if row["family"] in ends else None
+        row["packing_gain"] = gain.to_json()
+        row["scaling_ends"] = ends[row["family"]].to_json()
     if args.figure is not None:
         from interp.report.law_figure import forecast_figure
         from interp.report.panels import save
@@ -366,19 +376,23 @@ def _forecast(args: argparse.Namespace) -> None:
         }
         for f in found
     ]
-    print_table(shown, f"{table.name}: from the smaller models, each data set by itself")
+    known = "all" if args.at else "the smaller"
+    print_table(shown, f"{table.name}: from {known} models, each data set by itself")
     judged = [f.covered for f in found if f.covered is not None]
     if judged:
         print(f"{sum(judged)} of {len(judged)} losses lie inside their 95% prediction intervals")
     for reason in dict.fromkeys(f.reason for f in found if f.reason):
         print(reason)
-    if gain is not None:
-        print(gain.sentence)
+    print(gain.sentence)
     for end in ends.values():
-        where = "not known" if end.d_model is None else f"d_model {end.d_model:,.0f}"
-        interval = "" if end.d_model is None else f" {_interval(end.ci_low, end.ci_high)}"
+        if end.d_model is not None:
+            where = f"at d_model {end.d_model:,.0f} {_interval(end.ci_low, end.ci_high)}"
+        elif end.ci_low is not None:
+            where = f"at no width that is seen, and not below d_model {end.ci_low:,.0f}"
+        else:
+            where = "at a width that is not known"
         why = f" ({end.reason})" if end.reason else ""
-        print(f"{end.family}: strong-superposition scaling ends at {where}{interval}{why}")
+        print(f"{end.family}: strong-superposition scaling ends {where}{why}")
     for note in table.notes:
         print(note)
 

@@ -18,6 +18,8 @@ from interp.separable import EXPONENTS, Separable, Solution, crossing
 
 N_BOOTSTRAP = 400
 _MIN_RESAMPLES = 50
+_MOST_LOST = 0.1
+"""Share of resamples that may be left out without a word."""
 SHARED = 0.2
 """Intraclass correlation beyond which the reader is sent to the bootstrap over models."""
 PUBLISHED_ERROR = (
@@ -173,10 +175,10 @@ def fit_jointly(
         intraclass_correlation=_intraclass(residuals, table.model_of_row),
         n_below_offset=int((law.y <= best.offsets[law.groups]).sum()),
         se_offsets_fixed_least_squares=_least_squares_offsets_fixed(law, best),
-        n_bootstrap=len(next(iter(draws.values()), ())),
+        n_bootstrap=_n_draws(draws),
         comparison=compare(table, data_exponent=data_exponent),
         explanation=(),
-        notes=(*table.notes, *_fixed_tokens(table)),
+        notes=(*table.notes, *_fixed_tokens(table), *_left_out(n_bootstrap, draws)),
         fitted=tuple(fitted.tolist()),
     )
     return replace(result, explanation=_explanation(result))
@@ -317,11 +319,14 @@ def _bootstrap(
             members = np.flatnonzero(family_of_model == family)
             times += np.bincount(generator.choice(members, len(members)), minlength=len(times))
         weights = times[model]
-        resampled = replace(law, weights=weights)
-        # A draw that repeats too few sizes says nothing about the exponent.
-        if not resampled.with_rows(weights > 0).is_identifiable():
+        drawn = weights > 0
+        # A draw that repeats too few sizes says nothing about the exponent, and one without a row
+        # of some data set nothing about its offset.
+        if len(np.unique(law.groups[drawn])) < law.n_groups:
             continue
-        solution = resampled.minimise()
+        if not law.with_rows(drawn).is_identifiable():
+            continue
+        solution = replace(law, weights=weights).minimise()
         for name, value in (solution.coefficients | solution.exponents).items():
             found.setdefault(name, []).append(value)
         heartbeat(0.1 + 0.7 * (number + 1) / n)
@@ -354,24 +359,44 @@ def _fixed_tokens(table: LossTable) -> tuple[str, ...]:
     return (CAPTION,) if (budgets == 1).all() else ()
 
 
+def _n_draws(draws: dict[str, Float[np.ndarray, " resample"]]) -> int:
+    return len(next(iter(draws.values()), ()))
+
+
+def _left_out(asked: int, draws: dict[str, Float[np.ndarray, " resample"]]) -> tuple[str, ...]:
+    """What a bootstrap of few models has to leave out."""
+    lost = asked - _n_draws(draws)
+    if lost <= _MOST_LOST * asked:
+        return ()
+    return (
+        f"{lost} of {asked} resamples of models repeat too few of them to fit the law and are left "
+        "out: with so few models the intervals over models are rough",
+    )
+
+
 def _explanation(fit: JointFit) -> tuple[str, ...]:
     """Why the errors of alpha differ, in sentences made from the numbers."""
-    alpha = fit.alpha
-    if alpha.se_joint is None or alpha.se_offsets_fixed is None:
-        return ()
-    said = [
-        f"alpha's standard error is {alpha.se_joint:.3g} when all {fit.n_parameters} parameters "
-        f"are free, {alpha.se_offsets_fixed:.3g} in the published way (slope of log(loss - B) on "
-        "log size with every B held at its fitted value, which weighs the smallest excesses most) "
-    ]
-    if fit.se_offsets_fixed_least_squares is not None:
-        said[0] += f"and {fit.se_offsets_fixed_least_squares:.3g} with every B held in this fit."
-    if fit.correlation_A_alpha is not None:
+    alpha, said = fit.alpha, []
+    correlation = fit.correlation_A_alpha
+    if alpha.se_joint is not None and alpha.se_offsets_fixed is not None:
+        held = ""
+        if fit.se_offsets_fixed_least_squares is not None:
+            held = f" and {fit.se_offsets_fixed_least_squares:.3g} with every B held in this fit"
         said.append(
-            "Holding the offsets is what makes the error small: an exponent a little lower, with "
-            f"its A (correlation of A and alpha {fit.correlation_A_alpha:.3f}) and lower offsets, "
-            "fits almost as well, and the data alone decide between them. Quote the joint error."
+            f"alpha's standard error is {alpha.se_joint:.3g} when all {fit.n_parameters} "
+            f"parameters are free, {alpha.se_offsets_fixed:.3g} in the published way (slope of "
+            "log(loss - B) on log size with every B held at its fitted value, which weighs the "
+            f"smallest excesses most){held}."
         )
+        if correlation is not None:
+            said.append(
+                "Holding the offsets is what makes the error small: an exponent a little lower, "
+                f"with its A (correlation of A and alpha {correlation:.3f}) and lower offsets, "
+                "fits almost as well, and the data alone decide between them. Quote the joint "
+                "error."
+            )
+    elif correlation is not None:
+        said.append(f"The correlation of A and alpha is {correlation:.3f}.")
     if fit.intraclass_correlation is not None and alpha.se_clustered is not None:
         advice = (
             ": the interval over models is the one to read, the other takes residuals for "
@@ -383,5 +408,10 @@ def _explanation(fit: JointFit) -> tuple[str, ...]:
             "Residuals of one model on several data sets correlate by "
             f"{fit.intraclass_correlation:.2f}; with whole models resampled the standard error is "
             f"{alpha.se_clustered:.3g}{advice}."
+        )
+    if (fit.intraclass_correlation or 0.0) > SHARED and len(fit.comparison) > 1:
+        said.append(
+            "AICc counts every loss as independent; between forms, read the error on models left "
+            "out."
         )
     return tuple(said)

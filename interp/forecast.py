@@ -62,7 +62,7 @@ def forecast_largest(
     All families' largest are left out at once, so that no prediction has seen any of them. Raises
     UserError where too few models are left: an offset needs two, a law more losses than parameters.
     """
-    size = table.column(LAWS[form].terms[0][1])
+    size, *_ = [table.column(column) for _, column, _ in LAWS[form].terms]
     family = table.rows["family"].to_numpy()
     out = np.zeros(len(size), dtype=bool)
     for name in dict.fromkeys(family):
@@ -99,6 +99,12 @@ def _forecast(
     for dataset in dict.fromkeys(wanted.rows["dataset"]):
         here = known.take((known.rows["dataset"] == dataset).to_numpy())
         there = wanted.take((wanted.rows["dataset"] == dataset).to_numpy())
+        unknown = [family for family, _ in there.groups if (family, dataset) not in here.groups]
+        if unknown:
+            raise UserError(
+                f"{known.name}: family {unknown[0]} has no smaller model on {dataset}, so its "
+                "offset there is not known; add smaller models or leave fewer out"
+            )
         law = problem(_named(here, dataset), form)
         for row in there.rows.to_dict("records"):
             found.append(_one(law, here, {str(k): v for k, v in row.items()}, form))

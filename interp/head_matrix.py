@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,7 @@ Which = Literal["unembedding", "embedding"]
 _EMBEDDINGS = ("wte.weight", "embed_in.weight", "embed_tokens.weight", "word_embeddings.weight")
 _HEADS = ("lm_head.weight", "embed_out.weight", "output_layer.weight")
 _GGUF = {"embedding": "token_embd.weight", "unembedding": "output.weight"}
+_GGUF_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
 
@@ -216,17 +218,32 @@ def _from_gguf(path: Path, which: Which) -> Matrix:
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
-    try:
-        tensors = {t.name: t for t in GGUFReader(path).tensors}
-    except Exception as error:  # the reader's own errors are of any kind on a damaged file
-        reason = str(error).strip().split("\n")[0][:160]
-        raise UserError(f"{path}: no readable GGUF file ({reason}); copy it again") from error
+    tensors: dict[str, Any] = {}
+    for part in _gguf_parts(path):
+        try:
+            tensors |= {t.name: t for t in GGUFReader(part).tensors}
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{path}: {part.name}, another part of it, is missing; copy all parts"
+            ) from error
+        except Exception as error:  # the reader's own errors are of any kind on a damaged file
+            reason = str(error).strip().split("\n")[0][:160]
+            raise UserError(f"{part}: no readable GGUF file ({reason}); copy it again") from error
     tied = _GGUF["unembedding"] not in tensors  # the format's own rule
     found = tensors.get(_GGUF["embedding" if tied else which])
     if found is None:
         raise UserError(f"{path}: the file has no {which}; give a causal language model")
     rows = torch.from_numpy(dequantize(found.data, found.tensor_type).copy())
     return Matrix(str(path), which, rows, tied)
+
+
+def _gguf_parts(path: Path) -> list[Path]:
+    """All files of a model that was split; a head that is missing in one of them is not tied."""
+    split = _GGUF_PART.fullmatch(path.name)
+    if split is None:
+        return [path]
+    stem, n = split.groups()
+    return [path.with_name(f"{stem}-{i + 1:05d}-of-{n}.gguf") for i in range(int(n))]
 
 
 def _names_in(file: Path, name: str) -> list[str]:

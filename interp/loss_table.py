@@ -16,8 +16,12 @@ from interp.errors import UserError
 from interp.ladder.recipe import N_LAYERS
 
 NEEDED = ("family", "dataset", "model", "d_model", "loss")
+SIZES = ("d_model", "n_layers", "n_params")
+"""What a model has once, on whatever data set it is measured."""
 OPTIONAL = ("n_layers", "n_params", "train_tokens", "packing", "packing_is_bound")
 """Numbers; `packing` is features per dimension, and a lower bound where `packing_is_bound` is 1."""
+_LARGEST = 1e18
+"""Of any number in a table: beyond it, sums of squares are no numbers any more."""
 LADDER_TEXTS = ("deps", "stdlib", "held_out_projects")
 
 
@@ -78,8 +82,8 @@ def read_table(path: str | Path) -> LossTable:
     `ladder`, the losses that the embedded models were shipped with.
 
     Raises UserError for a file that is not there or no table, for missing columns, numbers that
-    are none, a repeated row, and a family that has one model only on a data set: its offset and
-    its loss could not be told apart.
+    are none, a repeated row, a model of two sizes, and a family that has one model only on a data
+    set: its offset and its loss could not be told apart.
     """
     path = Path(path)
     if path.is_dir():
@@ -104,6 +108,12 @@ def _from_csv(path: Path) -> LossTable:
         reason = str(error).strip().split("\n")[0][:120]
         raise UserError(f"{path}: no CSV table ({reason}); {_form()}") from error
     rows.columns = [str(c).strip() for c in rows.columns]
+    # pandas would take the first column for names of rows, and number a repeated heading.
+    if not isinstance(rows.index, pd.RangeIndex):
+        raise UserError(f"{path}: its rows have more fields than its header; {_form()}")
+    twice = [c for c in (*NEEDED, *OPTIONAL) if f"{c}.1" in rows]
+    if twice:
+        raise UserError(f"{path}: has column {twice[0]} twice; keep one of them")
     return LossTable(str(path), rows)
 
 
@@ -168,21 +178,25 @@ def _from_study(file: Path) -> LossTable:
 
 
 def _counts(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Packing of each model where the headline is, from counts that have converged."""
+    """Packing of each model as the study's own exponent takes it: its primary count, where that
+    has converged at the stated FVU. A count of zero is no count."""
     primary = summary.get("primary") or {}
+    widths = {m["name"]: m["d_model"] for m in summary["models"]}
     found: dict[str, dict[str, float]] = {}
     for row in summary.get("packing", []):
-        at_primary = row.get("primary_layer") and all(
-            row.get(key) == primary.get(key) for key in ("estimator", "about")
-        )
-        if not at_primary or row.get("per_dim") is None or row.get("converged") is False:
+        same = all(row.get(key) == primary.get(key) for key in ("estimator", "about"))
+        usable = row.get("converged") is True and row.get("fvu_matched") is True
+        if not (same and usable and row.get("primary_layer") and (row.get("per_dim") or 0) > 0):
             continue
-        # The largest dictionary counts most; a smaller one is a weaker bound.
-        if row["per_dim"] > found.get(row["model"], {}).get("packing", 0.0):
-            found[row["model"]] = {
-                "packing": row["per_dim"],
-                "packing_is_bound": float(bool(row.get("censored"))),
-            }
+        # Counts of dictionaries of different sizes do not compare; saturation draws on all sizes.
+        if primary["estimator"] != "saturation" and row["d_sae"] != (
+            primary["d_sae_per_d_model"] * widths[row["model"]]
+        ):
+            continue
+        found[row["model"]] = {
+            "packing": row["per_dim"],
+            "packing_is_bound": float(bool(row.get("censored"))),
+        }
     return found
 
 
@@ -210,13 +224,17 @@ def _checked(table: LossTable) -> LossTable:
         if column not in rows:
             continue
         numbers = pd.to_numeric(rows[column], errors="coerce").astype(float)
-        wrong = rows[column].notna() & numbers.isna()
-        if column in NEEDED:
-            wrong |= ~(np.isfinite(numbers) & (numbers > 0))
+        may_be_zero = column.startswith("packing")
+        possible = (numbers >= 0 if may_be_zero else numbers > 0) & (numbers < _LARGEST)
+        if column == "d_model":
+            possible &= numbers % 1 == 0
+        wrong = ~possible if column in NEEDED else rows[column].notna() & ~possible
         if wrong.any():
             at = _first(wrong)
+            kind = "positive whole" if column == "d_model" else "positive"
             raise UserError(
-                f"{name}: row {at} has {column} {rows[column].iloc[at - 1]}; give a positive number"
+                f"{name}: row {at} has {column} {rows[column].iloc[at - 1]}; give a {kind} number "
+                f"below {_LARGEST:g}"
             )
         rows[column] = numbers
     repeated = rows.duplicated(["family", "dataset", "model"])
@@ -227,6 +245,14 @@ def _checked(table: LossTable) -> LossTable:
             f"{name}: row {at} repeats model {row['model']!r} of {row['family']} on "
             f"{row['dataset']}; keep one loss per model and data set"
         )
+    for column in (c for c in SIZES if c in rows):
+        various = rows.groupby(["family", "model"])[column].transform("nunique") > 1
+        if various.any():
+            row = rows.iloc[_first(various) - 1]
+            raise UserError(
+                f"{name}: model {row['model']!r} of {row['family']} has more than one {column}; "
+                "name different models differently"
+            )
     return _without_singles(LossTable(name, rows.reset_index(drop=True), table.notes))
 
 

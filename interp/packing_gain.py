@@ -12,6 +12,7 @@ from interp.errors import UserError
 from interp.fit_comparison import left_out_errors
 from interp.laws import problem
 from interp.loss_table import LossTable
+from interp.scaling_end import NO_COUNTS
 from interp.separable import Term
 
 
@@ -34,14 +35,18 @@ class PackingGain:
         return asdict(self)
 
 
-def packing_gain(table: LossTable) -> PackingGain | None:
-    """None where the table has no column `packing` at all; else numbers, or why there are none."""
+def packing_gain(table: LossTable) -> PackingGain:
+    """Numbers from the models with a count, or why there are none. Lower bounds are no counts."""
     if "packing" not in table.rows:
-        return None
-    kept = table.take(table.rows["packing"].notna().to_numpy())
+        said = f"exploratory: whether packing improves on width alone is not known ({NO_COUNTS})"
+        return PackingGain(0, None, None, None, None, said)
+    counted = table.rows["packing"].notna()
+    if "packing_is_bound" in table.rows:
+        counted &= ~(table.rows["packing_is_bound"] > 0)
+    kept = table.take(counted.to_numpy())
     n_models = int(kept.model_of_row.max()) + 1 if len(kept.rows) else 0
     try:
-        packing = kept.column("packing")
+        packing = kept.rows["packing"].to_numpy(dtype=float)
         plain = problem(kept, "width")
         fuller = problem(kept, "width", extra=(Term("packing", packing, None, signed=True),))
     except (UserError, ValueError) as error:

@@ -56,8 +56,15 @@ class Measures:
     """m / ||W||^2, of the whole matrix (Frobenius); None where W is zero."""
     weak_prediction: float
     """(4/3) sum of p_i over features that are not represented: the loss if those are all it is."""
+    silent_fraction: float
+    """Of the represented features: those whose output stays at zero even for the largest value of
+    their own input alone, 2 ||W_i||^2 + b_i <= 0. Such a ReLU has no gradient to come back by."""
+    silent_loss: float
+    """(4/3) sum of p_i over those: what they cost where nothing else speaks for them."""
     overlaps: Overlaps | None
     """None with fewer than two represented features or a width of one."""
+    speaking_overlap: float | None
+    """The mean squared overlap again, without silent features; None as above."""
 
 
 def measure(model: ToyModel, n_batches: int, scratch: Scratch) -> Measures:
@@ -73,6 +80,8 @@ def measure(model: ToyModel, n_batches: int, scratch: Scratch) -> Measures:
     W = model.W.astype(np.float64)
     squares = (W**2).sum(1)
     represented = np.sqrt(squares) > REPRESENTED_NORM
+    silent = represented & (2 * squares + model.b <= 0)
+    p = frequencies.probabilities()
     # sum_j (W_i . W_j)^2 = W_i^T (W^T W) W_i: pairs are never formed.
     met = np.einsum("ij,jk,ik->i", W, W.T @ W, W, optimize=True)
     return Measures(
@@ -83,19 +92,21 @@ def measure(model: ToyModel, n_batches: int, scratch: Scratch) -> Measures:
         capacities=np.divide(squares**2, met, out=np.zeros_like(met), where=met > 0),
         phi_half=float(represented.mean()),
         dimensions_per_feature=float(m / squares.sum()) if squares.any() else None,
-        weak_prediction=float(4 / 3 * frequencies.probabilities()[~represented].sum()),
+        weak_prediction=float(4 / 3 * p[~represented].sum()),
+        silent_fraction=float(silent.sum() / max(represented.sum(), 1)),
+        silent_loss=float(4 / 3 * p[silent].sum()),
         overlaps=measure_overlaps(W[represented]),
+        speaking_overlap=_mean_overlap(W[represented & ~silent]),
     )
 
 
 def measure_overlaps(W: Float[np.ndarray, "row m"]) -> Overlaps | None:
     """Overlaps of the rows' directions; None with fewer than two rows or in one dimension."""
-    n, m = W.shape
-    if n < 2 or m < 2:
+    mean = _mean_overlap(W)
+    if mean is None:
         return None
-    unit = W / np.linalg.norm(W, axis=1, keepdims=True)
-    # tr((U^T U)^2) is the sum over all ordered pairs, each row with itself included.
-    mean = float((((unit.T @ unit) ** 2).sum() - n) / (n * (n - 1)))
+    n, m = W.shape
+    unit = _unit(W)
     squares = np.sort(_squared_cosines(unit))
     beta = stats.beta(0.5, (m - 1) / 2)
     expected = beta.cdf(squares)
@@ -114,6 +125,20 @@ def measure_overlaps(W: Float[np.ndarray, "row m"]) -> Overlaps | None:
         quantiles=np.quantile(squares, LEVELS),
         random_quantiles=beta.ppf(LEVELS),
     )
+
+
+def _unit(W: Float[np.ndarray, "row m"]) -> Float[np.ndarray, "row m"]:
+    return W / np.linalg.norm(W, axis=1, keepdims=True)
+
+
+def _mean_overlap(W: Float[np.ndarray, "row m"]) -> float | None:
+    """Mean squared cosine of different rows, exactly; None as for `measure_overlaps`."""
+    n, m = W.shape
+    if n < 2 or m < 2:
+        return None
+    unit = _unit(W)
+    # tr((U^T U)^2) is the sum over all ordered pairs, each row with itself included.
+    return float((((unit.T @ unit) ** 2).sum() - n) / (n * (n - 1)))
 
 
 def _squared_cosines(unit: Float[np.ndarray, "row m"]) -> Float[np.ndarray, " pair"]:

@@ -21,6 +21,7 @@ PUBLISHED_EXPONENTS = {
 }
 PUBLISHED_DENSITY_EXPONENT = (1.1, 0.2)
 NOT_RUN = "not run"
+UNSTATED = "not stated"
 WIDEST = 0.5
 """Of an interval of an exponent that may be said to agree or to differ."""
 
@@ -80,8 +81,25 @@ def reproduction(models: pd.DataFrame) -> list[Claim]:
                 bent,
                 variance / bent.random_variance,
             ),
+            *(_silent(bent) if "speaking_overlap" in bent else ()),
         ]
     return [*claims, *_strong_exponents(models), *_densities(models)]
+
+
+def _silent(strong: pd.DataFrame) -> Iterator[Claim]:
+    """What the overlaps and the loss owe to outputs that no input of their own can wake."""
+    yield _spread(
+        "silent outputs (2 norm^2 + b <= 0), strong", UNSTATED, strong, strong.silent_fraction
+    )
+    share = strong.silent_loss / strong.loss
+    yield _spread("(4/3) sum of p_i of silent outputs / loss, strong", UNSTATED, strong, share)
+    speaking = strong[strong.speaking_overlap.notna()]
+    yield _spread(
+        "mean squared overlap of the others in units of 1/m, strong",
+        "1",
+        speaking,
+        speaking.speaking_overlap * speaking.m,
+    )
 
 
 def table(claims: list[Claim]) -> str:

@@ -34,7 +34,11 @@ def quantities(config: ToyConfig, found: Measures) -> list[dict[str, Any]]:
         "dimensions_per_feature": (found.dimensions_per_feature, None),
         "capacity_used": (float(found.capacities.sum() / config.m), None),
         "weak_prediction": (found.weak_prediction, None),
+        "silent_fraction": (found.silent_fraction, None),
+        "silent_loss": (found.silent_loss, None),
     }
+    if found.speaking_overlap is not None:
+        values["speaking_overlap"] = (found.speaking_overlap, None)
     if found.overlaps is not None:
         overlaps = found.overlaps
         values |= {

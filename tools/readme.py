@@ -170,11 +170,13 @@ def toy() -> str:
         folder = ROOT / "results" / name
         if (folder / "summary.json").exists():
             summary = json.loads((folder / "summary.json").read_text())
+            why = f", [why some rows differ](results/{name}/README.md)"
             return (
                 f"{(folder / 'reproduction.md').read_text()}\n"
                 f"`{summary['command']}`, {summary['n_models']} models, "
                 f"{summary['cpu_seconds'] / 60:.0f} CPU minutes; agrees means that the two "
-                f"intervals overlap. Figures and numbers in [`results/{name}/`](results/{name}/)."
+                f"intervals overlap. Figures and numbers in [`results/{name}/`](results/{name}/)"
+                f"{why if (folder / 'README.md').exists() else ''}."
             )
     return "*(no committed run yet)*"
 

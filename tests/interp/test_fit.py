@@ -148,6 +148,14 @@ def test_the_explanation_says_the_numbers() -> None:
     for number in (found.alpha.se_joint, found.alpha.se_offsets_fixed):
         assert f"{number:.3g}" in text
     assert "Quote the joint error" in text
+    assert f"correlation of A and alpha {found.correlation_A_alpha:.3f}" in text
+    # Four losses, one of them below its offset, leave the published way no error; the correlation
+    # is said all the same.
+    losses = np.array([5.0, 2.0, 1.35, 1.65])
+    four = fit_jointly(one_family(losses, SIZES[::2]), n_bootstrap=0)
+    assert four.n_below_offset == 1
+    assert four.alpha.se_offsets_fixed is None
+    assert f"correlation of A and alpha is {four.correlation_A_alpha:.3f}" in four.explanation[0]
 
 
 def test_coverage_of_alpha() -> None:
@@ -183,6 +191,12 @@ def test_shared_residuals_widen_the_bootstrap_and_not_the_joint_error() -> None:
     assert shared.intraclass_correlation > 0.6
     assert any("interval over models is the one to read" in s for s in shared.explanation)
     assert not any("is the one to read" in s for s in alone.explanation)
+    layers = np.random.default_rng(0).integers(4, 60, 27).astype(float)
+    table = published_table(5, shared=0.9)
+    deeper = LossTable("t", table.rows.assign(n_layers=layers[table.model_of_row]))
+    compared = fit_jointly(deeper, n_bootstrap=60)
+    assert any("AICc counts every loss as independent" in s for s in compared.explanation)
+    assert not any("AICc" in s for s in shared.explanation)  # one form: nothing is compared
 
 
 def test_gpt2_alone_does_not_identify_the_exponent() -> None:
@@ -284,6 +298,44 @@ def test_refusals_say_what_is_missing() -> None:
     two_widths = replace(table, rows=table.rows.assign(d_model=[32.0, 64] * 4))
     with pytest.raises(UserError, match="vary too little"):
         fit_jointly(two_widths)
+
+
+@pytest.mark.slow
+def test_coverage_of_the_interval_over_models() -> None:
+    """120 tables whose residuals are mostly a model's own: nominal over models, and the profile,
+    which takes them for independent, far below. Standard error 2 points; percentiles of 80."""
+    over_models, profile = 0, 0
+    for seed in range(120):
+        table = published_table(50_000 + seed, shared=0.9)
+        _, low, high, _ = alpha_interval(table)
+        profile += (low or 0.0) <= ALPHA <= (high or np.inf)
+        generator = np.random.default_rng(seed)
+        draws = fits._bootstrap(table, problem(table, "width"), 80, generator, lambda share: None)
+        low, high = np.quantile(draws["alpha"], [0.025, 0.975])
+        over_models += low <= ALPHA <= high
+    assert 0.88 <= over_models / 120 <= 0.99
+    assert profile / 120 < 0.8
+
+
+def test_models_missing_on_a_data_set_are_left_out_of_its_resamples() -> None:
+    """Two OPT models on the Pile, not eight: a draw without both says nothing about that offset."""
+    table = published_table(0)
+    rows = table.rows
+    few = (rows["family"] == "opt") & (rows["dataset"] == "pile") & (rows["d_model"] < 7168)
+    found = fit_jointly(table.take(~few.to_numpy()), n_bootstrap=80)
+    # (6/8)^8 = 10% of the draws have neither.
+    assert 50 <= found.n_bootstrap < 80
+    assert found.alpha.ci_low_bootstrap is not None
+    assert found.alpha.value == pytest.approx(ALPHA, abs=0.2)
+
+
+def test_few_models_leave_resamples_out_and_it_is_said() -> None:
+    loss = 20 * SIZES**-0.6 + 1.2 + 0.01 * np.sin(SIZES)
+    few = fit_jointly(one_family(loss, SIZES).take(np.arange(8) >= 4), n_bootstrap=100)
+    assert few.n_bootstrap < 90
+    assert f"{100 - few.n_bootstrap} of 100 resamples" in few.notes[-1]
+    many = fit_jointly(one_family(loss, SIZES), n_bootstrap=100)
+    assert not any("resamples" in note for note in many.notes)
 
 
 def test_the_bootstrap_repeats_with_its_generator() -> None:

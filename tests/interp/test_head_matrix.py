@@ -199,6 +199,30 @@ def test_gguf(tmp_path: Path) -> None:
     assert "no readable GGUF file" in refused(path)
 
 
+def test_gguf_in_parts(tmp_path: Path) -> None:
+    """A large model is split: the head may lie in another part than the embedding."""
+    gguf = pytest.importorskip("gguf")
+    parts = [tmp_path / f"big-{number:05d}-of-00002.gguf" for number in (1, 2)]
+    tensors = {
+        name: torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))
+        for seed, name in enumerate(("token_embd.weight", "output.weight"))
+    }
+    for path, (name, rows) in zip(parts, tensors.items(), strict=True):
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_tensor(name, rows.numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    for path in parts:
+        embedding, head = matrices_of(str(path), BOTH)
+        assert torch.equal(embedding.rows, tensors["token_embd.weight"])
+        assert torch.equal(head.rows, tensors["output.weight"])
+        assert head.tied is False
+    parts[1].unlink()
+    assert "big-00002-of-00002.gguf, another part of it, is missing" in refused(parts[0])
+
+
 def test_gguf_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from interp import head_matrix
 

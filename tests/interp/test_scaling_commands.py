@@ -73,6 +73,28 @@ def test_geometry_of_a_family_and_of_both_matrices(capsys: pytest.CaptureFixture
     assert both[0]["mean_squared_overlap"] == both[1]["mean_squared_overlap"]
 
 
+def test_saes_of_one_folder_are_told_apart_in_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their paths share a long beginning, which is cut off; --json has them whole."""
+    import torch
+
+    from saes.format import save
+    from saes.sae import SAE
+
+    folder = tmp_path / ("a-long-name" * 12)
+    for number in range(2):
+        W = torch.randn(12, 4, generator=torch.Generator().manual_seed(number))
+        sae = SAE(W.T.clone(), W, torch.zeros(12), torch.zeros(4), k=2)
+        save(sae, folder / "blocks.1.hook_resid_post" / f"12-2-{number}")
+    assert cli.main(["geometry", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "blocks.1.hook_resid_post/12-2-0" in out
+    assert "blocks.1.hook_resid_post/12-2-1" in out
+    rows = answer(capsys, "geometry", folder)
+    assert all(r["model"].startswith(str(folder)) for r in rows)
+
+
 def test_geometry_by_frequency_and_as_a_figure(
     tiny_dir: Path, text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,10 +167,15 @@ def test_the_ladder_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert row["loss"] == ladder.record(row["model"])[f"{row['dataset']}_nats_per_token"]
     rows = answer(capsys, "forecast", "ladder")
     assert [r["dataset"] for r in rows] == ["deps", "stdlib", "held_out_projects"]
+    # Without counts neither is left unsaid.
+    assert "is not known" in rows[0]["packing_gain"]["sentence"]
+    assert "no features per dimension" in rows[0]["scaling_ends"]["reason"]
+    assert cli.main(["forecast", "ladder"]) == 0
+    assert "ends at a width that is not known" in capsys.readouterr().out
 
 
 def test_a_studys_counts_and_arms(tmp_path: Path) -> None:
-    """Only the width arm, and only converged counts of the primary estimator, largest size."""
+    """Only the width arm, and only the counts that the study's own exponent is fitted to."""
 
     def model(name: str, arm: str, d: int) -> dict[str, Any]:
         return {
@@ -160,25 +187,32 @@ def test_a_studys_counts_and_arms(tmp_path: Path) -> None:
         return {
             "model": name, "estimator": "reproducible", "about": "contextual",
             "primary_layer": True, "per_dim": per_dim, "converged": True, "censored": False,
+            "fvu_matched": True, "d_sae": 8 * {"a": 32, "b": 64, "c": 64, "d": 96}[name],
         } | changed  # fmt: skip
 
     summary = {
-        "primary": {"estimator": "reproducible", "about": "contextual"},
-        "models": [model("a", "width", 32), model("b", "width", 64), model("c", "decay", 64)],
+        "primary": {"estimator": "reproducible", "about": "contextual", "d_sae_per_d_model": 8},
+        "models": [
+            model("a", "width", 32),
+            model("b", "width", 64),
+            model("c", "decay", 64),
+            model("d", "width", 96),
+        ],
         "packing": [
-            count("a", 2.0),
             count("a", 2.5, censored=True),
+            count("a", 9.0, d_sae=512),
             count("a", 9.0, about="all"),
             count("a", 9.0, primary_layer=False),
             count("b", 3.0, converged=False),
+            count("d", 3.0, fvu_matched=False),
         ],
     }
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     table = read_table(tmp_path)
-    assert table.rows["model"].tolist() == ["a", "b"]
+    assert table.rows["model"].tolist() == ["a", "b", "d"]
     assert table.rows["packing"].tolist()[0] == 2.5
     assert table.rows["packing_is_bound"].tolist()[0] == 1
-    assert np.isnan(table.rows["packing"].tolist()[1])
+    assert np.isnan(table.rows["packing"].tolist()[1:]).all()
     assert "arms decay are left out" in table.notes[0]
 
 
@@ -198,6 +232,13 @@ HEADER = "family,dataset,model,d_model,loss\n"
         (HEADER + "f,t,a,32,3.1\nf,t,a,64,3.0\n", "row 2 repeats model 'a'"),
         (HEADER + "f,t,a,32,3\nf,t,b,64,2\ng,t,c,64,2\n", "family g has one model on t"),
         (HEADER + "f,t,a,32,3\nf,t,b,64,2.5\nf,t,c,96,2\n", "3 losses for 3 parameters"),
+        (HEADER + "f,t,a,32,3\nf,t,b,64.5,2.5\n", "d_model 64.5; give a positive whole number"),
+        (HEADER + "f,t,a,32,3\nf,t,b,64,1e300\n", "row 2 has loss 1e+300"),
+        (HEADER + "f,t,a,32,3,9\nf,t,b,64,2,9\n", "more fields than its header"),
+        (HEADER + "f,t,a,32,3\nf,u,a,64,2\n", "model 'a' of f has more than one d_model"),
+        (HEADER.replace("\n", ",loss\n") + "f,t,a,32,3,3\n", "has column loss twice"),
+        (HEADER.replace("\n", ",n_layers\n") + "f,t,a,32,3,-2\n", "has n_layers -2"),
+        (HEADER.replace("\n", ",packing\n") + "f,t,a,32,3,-2\n", "has packing -2"),
     ],
 )
 def test_wrong_tables_are_one_line(
@@ -219,6 +260,9 @@ def test_other_wrong_input_is_one_line(
         capsys, "fit", ladder_table, "--figure", tmp_path / "no" / "f.png"
     )
     assert "from 1" in refused(capsys, "forecast", ladder_table, "--largest", "0")
+    for option in ("--form", "depth"), ("--largest", "2"):
+        said = refused(capsys, "forecast", ladder_table, "--at", "512", *option)
+        assert "leave out --largest and --form" in said
     assert "at least two must remain" in refused(capsys, "forecast", ladder_table, "--largest", "7")
     assert "no number" in refused(capsys, "forecast", ladder_table, "--at", "wide")
     assert "no positive number" in refused(capsys, "fit", ladder_table, "--data-exponent", "-1")

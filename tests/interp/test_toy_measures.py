@@ -56,6 +56,52 @@ def test_a_half_is_not_more_than_a_half() -> None:
     assert measure(model, 2, Scratch()).phi_half == 19 / 200
 
 
+def test_an_output_that_its_own_input_cannot_wake_is_silent() -> None:
+    """x_i <= 2 and ||W_i|| = 1: silent from b_i = -2 on. It costs all of its (4/3) p_i; its row is
+    long, so it counts as represented."""
+    model = one_hot()
+    model.b[:3] = (-2.0, -1.999, -5.0)
+    found = measure(model, 300, Scratch())
+    p = CONFIG.frequencies.probabilities()
+    assert found.phi_half == 20 / 200
+    assert found.silent_fraction == pytest.approx(2 / 20)
+    assert found.silent_loss == pytest.approx(4 / 3 * (p[0] + p[2]))
+    assert found.feature_loss[0] == pytest.approx(4 / 3 * p[0], rel=0.02)
+    # Features that are not represented are not counted, whatever their bias.
+    model.b[20:] = -9.0
+    assert measure(model, 2, Scratch()).silent_fraction == pytest.approx(2 / 20)
+
+
+def doubled(config: ToyConfig) -> ToyModel:
+    """Two features on each axis, of which the second is silent."""
+    model, m = one_hot(config), config.m
+    model.W[m : 2 * m] = np.eye(m)
+    model.b[m : 2 * m] = -3.0
+    return model
+
+
+def test_silent_outputs_are_set_apart_from_the_overlaps() -> None:
+    """m of the m (2m - 1) pairs are parallel, none without the silent half."""
+    rows = []
+    for m in (10, 15, 25):
+        config = replace(CONFIG, decay=-1.0, m=m)
+        found = measure(doubled(config), 2, Scratch())
+        assert found.overlaps is not None
+        assert found.overlaps.mean == pytest.approx(1 / (2 * m - 1))
+        assert found.speaking_overlap == pytest.approx(0, abs=1e-12)
+        rows += quantities(config, replace(found, loss=2 * found.silent_loss))
+    models = wide(pd.DataFrame(rows))
+    claims = {claim.quantity: claim for claim in reproduction(models)}
+    silent = claims["silent outputs (2 norm^2 + b <= 0), strong"]
+    assert (silent.low, silent.high) == (0.5, 0.5)
+    assert claims["(4/3) sum of p_i of silent outputs / loss, strong"].ours == pytest.approx(0.5)
+    others = claims["mean squared overlap of the others in units of 1/m, strong"]
+    assert others.ours == pytest.approx(0, abs=1e-9)
+    # Tables of before have no such columns, and are read as before.
+    before = models.drop(columns=["silent_fraction", "silent_loss", "speaking_overlap"])
+    assert len(reproduction(before)) == len(claims) - 3
+
+
 def test_capacity_is_shared_by_parallel_features() -> None:
     """Two features on one axis have half a dimension each; a scale of all rows changes nothing."""
     model = one_hot()
