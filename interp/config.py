@@ -68,7 +68,7 @@ class StudyConfig(BaseModel):
     n_seeds: int = Field(default=3, ge=2, le=16)
     target_fvu: float = Field(default=0.3, gt=0, lt=1)
     """k is what reaches it. At 0.3 models and random twins of every ladder width need less than
-    the largest k allowed, d_model / 4; at 0.2 most would stop at that limit."""
+    the largest k allowed, d_model / 4; at 0.2 the twins up to width 96 would not reach it."""
     pilot_ks: tuple[int, ...] = (2, 4, 8, 12, 16, 24, 32)
     other_k_rules: tuple[KRule, ...] = ()
     """Sensitivity to k, at the primary layer, stream and first size: beside the k that reaches
