@@ -1,8 +1,10 @@
-"""What the site takes from elsewhere in the repository, so that nothing is written twice.
+"""Puts the site's pages together in build/pages, so that nothing is written twice; checks the site.
 
-A hook of MkDocs (mkdocs.yml). A line `<!-- README: speed -->` in a page becomes that generated block
-of README.md, `<!-- file: CITATION.cff -->` a file's text, `<!-- help: interp -->` the help of every
-command. Notebooks, and figures and tables under `results/`, join the site as they are.
+In a page of docs/, a line `<!-- README: speed -->` becomes that generated block of README.md,
+`<!-- file: CITATION.cff -->` a file's text, `<!-- help: interp -->` the help of every command. What
+pages link to elsewhere in the repository (notebooks, figures and tables of results) comes along.
+The result is plain Markdown for whatever renders it. `make docs` does all of it; `--check` comes
+last and fails where a page of the site would fetch something from elsewhere.
 """
 
 from __future__ import annotations
@@ -12,73 +14,96 @@ import importlib
 import os
 import posixpath
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"changes.md": "CHANGELOG.md", "model-card.md": "interp/ladder/MODEL_CARD.md"}
-"""Pages of the site that are files elsewhere."""
-SHARED = ("notebooks/*.ipynb", "results/**/*.png", "results/**/*.md")
+PAGES = ROOT / "build" / "pages"
+SITE = ROOT / "site"
+ELSEWHERE = {"CHANGELOG.md": "changes.md", "interp/ladder/MODEL_CARD.md": "model-card.md"}
+"""Pages of the site that are files outside docs/, and their places in it."""
 TAKEN = re.compile(r"^<!-- (README|file|help): (\S+) -->$", re.MULTILINE)
-LINK = re.compile(r"\]\((?!https?:|#)([^)\s]+)\)")
-FOREIGN = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//")
+LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
+FETCHES = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//")
 
 
-def on_files(files: Any, config: Any) -> Any:
-    """Adds what pages may link to."""
-    shared = {p.relative_to(ROOT).as_posix(): p for glob in SHARED for p in ROOT.glob(glob)}
-    pages = {name: ROOT / source for name, source in PAGES.items()}
-    for name, path in {**shared, **pages}.items():
-        files.append(File.generated(config, name, abs_src_path=str(path)))
-    return files
+def main() -> None:
+    if sys.argv[1:] == ["--check"]:
+        check()
+        return
+    shutil.rmtree(PAGES, ignore_errors=True)
+    for source in (*sorted((ROOT / "docs").rglob("*.*")), *(ROOT / name for name in ELSEWHERE)):
+        _put(source)
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Puts in what the page takes."""
+def check() -> None:
+    """Stops with the first page that needs the network when it is opened."""
+    for file in sorted(SITE.rglob("*.html")):
+        if found := FETCHES.search(file.read_text()):
+            raise SystemExit(f"{file} fetches from elsewhere: {found.group()}")
+    sys.stderr.write(f"{SITE / 'index.html'} is up to date\n")
 
-    def put(found: re.Match[str]) -> str:
+
+def _put(source: Path) -> None:
+    """One file at its place in the site, after what it links to."""
+    place = PAGES / _place(source.relative_to(ROOT).as_posix())
+    if place.exists():
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix != ".md":
+        shutil.copyfile(source, place)
+        return
+    place.touch()  # pages may link to each other
+    place.write_text(page(source))
+
+
+def page(source: Path) -> str:
+    """A page's text, with what it takes from elsewhere and its links as they are in the site."""
+    here = source.relative_to(ROOT).as_posix()
+
+    def take(found: re.Match[str]) -> str:
         kind, name = found.groups()
         if kind == "README":
-            return _rebased(_block(name), page.file.src_uri, files)
+            return _linked(_block(name), "README.md", here)
         if kind == "file":
             return f"```\n{(ROOT / name).read_text().rstrip()}\n```"
         return "\n\n".join(_help(name))
 
-    return TAKEN.sub(put, markdown)
+    return TAKEN.sub(take, _linked(source.read_text(), here, here))
 
 
-def on_post_page(output: str, page: Any, config: Any) -> str:
-    """Stops the build where a page would fetch something from another place."""
-    if found := FOREIGN.search(output):
-        raise PluginError(f"{page.file.src_uri} fetches from elsewhere: {found.group()}")
-    return output
+def _linked(text: str, source: str, here: str) -> str:
+    """Links of a text of `source`, which is shown in page `here`: rebased, their targets put there.
+
+    A link to a folder is plain text. One to a file that is not there stays, and fails the build.
+    """
+    start = posixpath.dirname(_place(here)) or "."
+
+    def rebase(found: re.Match[str]) -> str:
+        mark, label, target, anchor = found.groups()
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+        if (ROOT / path).is_dir():
+            return str(label)
+        if (ROOT / path).is_file():
+            _put(ROOT / path)
+        return f"{mark}[{label}]({posixpath.relpath(_place(path), start)}{anchor or ''})"
+
+    return LINK.sub(rebase, text)
+
+
+def _place(path: str) -> str:
+    """Where a file of the repository lies in the site."""
+    return ELSEWHERE.get(path, path.removeprefix("docs/"))
 
 
 def _block(name: str) -> str:
     pattern = rf"<!-- {name}: generated by `make readme` -->\n(.*?)<!-- /{name} -->"
     found = re.search(pattern, (ROOT / "README.md").read_text(), re.DOTALL)
     if found is None:
-        raise PluginError(f"README.md has no block {name!r}")
-    return found.group(1)
-
-
-def _rebased(text: str, page: str, files: Any) -> str:
-    """README's links as seen from `page`; a link to what the site does not hold is plain text."""
-
-    def rebase(found: re.Match[str]) -> str:
-        label, target = found.groups()
-        if files.get_file_from_path(target) is None:
-            return label
-        return f"[{label}]({posixpath.relpath(target, posixpath.dirname(page) or '.')})"
-
-    return re.sub(r"(?<!!)\[([^\]]*)\]\((?!https?:|#)([^)\s]+)\)", rebase, text).replace(
-        "](results/", f"]({posixpath.relpath('results', posixpath.dirname(page) or '.')}/"
-    )
+        raise SystemExit(f"README.md has no block {name!r}")
+    return found.group(1).strip()
 
 
 def _help(program: str) -> Iterator[str]:
@@ -99,3 +124,7 @@ def _commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentPars
             for command in action.choices.values():
                 yield command
                 yield from _commands(command)
+
+
+if __name__ == "__main__":
+    main()
