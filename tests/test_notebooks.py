@@ -19,6 +19,10 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     cells = notebook.cells
     drawn = [i for i, cell in enumerate(cells) if any(map(is_figure, cell.get("outputs", [])))]
     assert drawn, "the notebook draws its figures"
+    html = [
+        o["data"].get("text/html", "") for c in cells for o in c.get("outputs", []) if "data" in o
+    ]
+    assert not any("<script" in text for text in html), "shown by a script, perhaps from a network"
     for i in drawn:
         assert cells[i + 1].source.startswith("**Reading.**"), f"cell {i} draws a figure unread"
 
