@@ -13,6 +13,7 @@ import pytest
 
 from interp.estimate import Estimate
 from interp.jupyter import facts
+from interp.report import marks
 from interp.run import Run, open_run
 
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -97,3 +98,12 @@ def test_figures_are_paths_that_show_themselves(run: Run) -> None:
     ]  # fmt: skip
     assert all(file.is_file() for file in run.figures)
     assert run.figures._repr_html_().count("<img") == 3
+
+
+def test_a_figure_of_the_library_shows_itself_as_svg() -> None:
+    points = marks.layer([{"x": 1, "y": 2}]).mark_point().encode(x="x:Q", y="y:Q")
+    figure = marks.Figure("f", "Loss & width", "", "", marks.specification([points], height=100))
+    drawn = figure._repr_svg_()
+    assert drawn.startswith("<svg")
+    assert "Loss &amp; width" in drawn
+    assert "spec" not in repr(figure)
