@@ -108,7 +108,7 @@ def _block(name: str) -> str:
 
 def _help(program: str) -> Iterator[str]:
     """A heading and the help of every command, as the program prints it."""
-    os.environ["COLUMNS"] = "96"
+    os.environ["COLUMNS"] = "90"
     sys.path.insert(0, str(ROOT))
     try:
         parser = importlib.import_module(f"{program}.cli").build_parser()
