@@ -36,7 +36,7 @@ _LOSS_TOKENS = 262_144
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Status: 0 done, 2 wrong input, 130 interrupted; a defect raises."""
-    parser = _build()
+    parser = build_parser()
     args = parser.parse_args(argv)
     if not hasattr(args, "call"):
         parser.print_help()
@@ -64,7 +64,8 @@ def _refuse(message: str) -> int:
     return USER_ERROR
 
 
-def _build() -> argparse.ArgumentParser:
+def build_parser() -> OneLineParser:
+    """Every command with its options; nothing heavy is imported."""
     parser = OneLineParser(
         prog="interp",
         description="How many features each layer of a language model packs per dimension, and "
@@ -74,7 +75,8 @@ def _build() -> argparse.ArgumentParser:
         metavar="COMMAND", title="commands", parser_class=OneLineParser
     )
 
-    models = command(commands, "models", _models, "what can be loaded here, with sizes")
+    models = command(commands, "models", _models, "what can be loaded here, with sizes",
+                     "interp models --json")  # fmt: skip
     json_flag(models)
 
     loss = command(
@@ -130,7 +132,11 @@ def _build() -> argparse.ArgumentParser:
     json_flag(plan)
 
     report = command(
-        commands, "report", _report, "write a finished study's report and figures again"
+        commands,
+        "report",
+        _report,
+        "write a finished study's report and figures again",
+        "interp report runs/quick",
     )
     report.add_argument("dir", type=Path, metavar="DIR", help="a finished study")
 
@@ -139,16 +145,23 @@ def _build() -> argparse.ArgumentParser:
     status.add_argument("dir", type=Path, metavar="DIR", help="a study's folder, finished or not")
     json_flag(status)
 
-    ladder = command(commands, "ladder", None, "rebuild the embedded ladder from its recipe")
+    ladder = command(
+        commands,
+        "ladder",
+        None,
+        "rebuild the embedded ladder from its recipe",
+        "interp ladder corpus --dir runs/ladder",
+    )
     steps = ladder.add_subparsers(metavar="STEP", parser_class=OneLineParser, required=True)
-    for name, call, text in (
-        ("corpus", _ladder_corpus, "fetch the pinned wheels, filter their source, make tokens"),
-        ("bracket", _ladder_bracket, "short runs that bracket the learning rate"),
-        ("train", _ladder_train, "train models; resumes after a kill"),
-        ("arm", _ladder_arm, "train the models of the constant-width arm; resumes"),
-        ("budgets", _ladder_budgets, "losses of every width after fewer tokens; resumes"),
+    for name, call, text, more in (
+        ("corpus", _ladder_corpus, "fetch the pinned wheels, filter their source, make tokens", ""),
+        ("bracket", _ladder_bracket, "short runs that bracket the learning rate", " --widths 32"),
+        ("train", _ladder_train, "train models; resumes after a kill", " --widths 32 64"),
+        ("arm", _ladder_arm, "train the models of the constant-width arm; resumes", ""),
+        ("budgets", _ladder_budgets, "losses of every width after fewer tokens; resumes", ""),
     ):
-        step = command(steps, name, call, text)
+        example = f"interp ladder {name} --dir runs/ladder{more}"
+        step = command(steps, name, call, text, example)
         step.add_argument(
             "--dir",
             type=Path,

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from saes.options import OneLineParser
+
 if TYPE_CHECKING:
     from interp.plan import Cost
 
@@ -22,11 +24,11 @@ def command(
     name: str,
     call: Callable[[argparse.Namespace], None] | None,
     text: str,
-    example: str | None = None,
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=text, description=text, epilog=f"example: {example}" if example else None
-    )
+    example: str,
+) -> OneLineParser:
+    """One command; `example` is a line of it that works."""
+    parser: OneLineParser = commands.add_parser(name, help=text, description=text)
+    parser.example = example
     if call is not None:
         parser.set_defaults(call=call)
     return parser

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from interp import jupyter
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -44,6 +46,32 @@ class Estimate:
         for name, number in asdict(self).items():
             if isinstance(number, float) and not math.isfinite(number):
                 raise ValueError(f"Estimate.{name} is {number}; an undefined number is None")
+
+    def __repr__(self) -> str:
+        facts = "; ".join(text for text in self._facts().values() if text)
+        return f"Estimate({self.estimator}: {facts})"
+
+    def _repr_html_(self) -> str:
+        return jupyter.facts(self.estimator, {k: v for k, v in self._facts().items() if v})
+
+    def _facts(self) -> dict[str, str]:
+        """What a reader has to see beside the value; empty where nothing is known."""
+        low, high = ("..." if v is None else f"{v:,.4g}" for v in (self.ci_low, self.ci_high))
+        value = "no value" if self.value is None else f"{self.value:,.4g}"
+        known = {"D": self.d_sae, "k": self.k, "seeds": self.n_seeds}
+        trained = [f"{name} {number:,}" for name, number in known.items() if number is not None]
+        trained += [] if self.fvu is None else [f"FVU {self.fvu:.3f}"]
+        return {
+            "value": f"at least {value}" if self.censored else value,
+            "95% interval": "" if low == high == "..." else f"[{low}, {high}]",
+            "per dimension": "" if self.per_dim is None else f"{self.per_dim:.3g} per dimension",
+            "SAEs": ", ".join(trained),
+            "held-out tokens": "" if self.n_tokens is None else f"{self.n_tokens:,} tokens",
+            "converged": {True: "converged", False: "not converged", None: ""}[self.converged],
+            "identified": "" if self.identified else "not identified",
+            "reason": self.reason or "",
+            "calibration": self.calibration,
+        }
 
     def with_training(
         self,

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp import checkpoints, gguf_file, hook_points, hub, ladder, parity, pretrained
+from interp import checkpoints, gguf_file, hook_points, hub, jupyter, ladder, parity, pretrained
 from interp.errors import UserError
 
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -72,6 +72,23 @@ class Model:
             f"Model({self.name!r}, {self.family}, d_model={self.d_model}, "
             f"n_layers={self.n_layers}, n_ctx={self.n_ctx}, d_vocab={self.d_vocab}, "
             f"n_params={self.n_params:,}, {self.dtype}, {self.device})"
+        )
+
+    def _repr_html_(self) -> str:
+        tokens, error = self.train_tokens, self.parity_error
+        differs = "nothing" if error == 0 else f"at most {error:.1e}, relatively" if error else None
+        return jupyter.facts(
+            self.name,
+            {
+                "family": self.family,
+                "layers, width": f"{self.n_layers}, d_model {self.d_model:,}",
+                "context, vocabulary": f"{self.n_ctx:,} tokens, {self.d_vocab:,}",
+                "parameters": f"{self.n_params:,}",
+                "trained on": "not stated" if tokens is None else f"{tokens:,} tokens",
+                "here": f"{str(self.dtype).removeprefix('torch.')} on {self.device}",
+                "differs from transformers by": differs,
+                "weights": f"sha256 {self.weights_sha256[:12]}",
+            },
         )
 
 

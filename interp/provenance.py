@@ -56,6 +56,7 @@ AFTERWARDS = {
     "geometry.py",
     "head_matrix.py",
     "holm.py",
+    "jupyter.py",
     "kendall.py",
     "label_scores.py",
     "labelling.py",

@@ -15,6 +15,7 @@ import saes
 from interp import durable
 from interp.config import StudyConfig, read_config
 from interp.errors import UserError
+from interp.jupyter import Pictures, facts, pictures
 
 CONFIG = "config.resolved.yaml"
 CONTEXTUAL = ".contextual"
@@ -26,6 +27,7 @@ CONTROLS = (TWIN, SHUFFLED, GAUSSIAN)
 """Ends the name of a stream whose token and position means were removed."""
 MAY_GROW = ("models", "twins", "shuffled", "gaussian", "loss_only_models")
 """A finished study takes more of these: each model is measured on its own."""
+HEADLINE_FIGURE = "packing_against_loss"
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,9 @@ class Run:
         return pd.DataFrame(self.summary["packing"])
 
     @property
-    def figures(self) -> list[Path]:
-        """The static figures (PNG)."""
-        return sorted((self.path / "figures").glob("*.png"))
+    def figures(self) -> Pictures:
+        """The static figures (PNG), which Jupyter shows."""
+        return Pictures(sorted((self.path / "figures").glob("*.png")))
 
     def saes(self, model: str, *, control: str = TRAINED) -> dict[str, saes.SAE]:
         """The kept SAEs of one model, by `hook point/name`. Empty where it has none."""
@@ -155,6 +157,18 @@ class Run:
             f"Run({str(self.path)!r}: {self.summary.get('preset')}, "
             f"{len(self.summary['models'])} models, {len(self.results):,} results)"
         )
+
+    def _repr_html_(self) -> str:
+        """The answer, its figure and the models."""
+        columns = ["name", "d_model", "n_layers", "n_params", "loss_nats_per_token"]
+        models = self.models[columns].to_html(
+            index=False,
+            border=0,
+            formatters={"n_params": "{:,}".format, "loss_nats_per_token": "{:.4f}".format},
+        )
+        shown = [file for file in self.figures if file.stem == HEADLINE_FIGURE]
+        answer = facts(str(self.path), {"answer": self.summary["headline"]})
+        return answer + pictures(shown) + models
 
 
 def open_run(path: str | Path) -> Run:

@@ -18,7 +18,7 @@ from saes.options import OneLineParser, add_sae_options, configs
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; exit status 0 done, 2 wrong input (one line on stderr), 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         options.run(options)
     except SAEError as error:
@@ -30,17 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> OneLineParser:
+    """Both commands with their options; nothing heavy is imported."""
     parser = OneLineParser(prog="saes", description="Sparse autoencoders on activations.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=OneLineParser)
 
-    train = commands.add_parser(
+    train: OneLineParser = commands.add_parser(
         "train",
         help="train SAEs on a folder of activations",
         description="Train SAEs on a folder of .npy or .safetensors activations. Run the same line "
         "again to resume. Each SAE's metrics are in a .jsonl file beside its folder.",
-        epilog="example: saes train acts --d-sae 8x --k 32 --seeds 5 --out saes-out",
     )
+    train.example = "saes train acts --d-sae 8x --k 32 --seeds 5 --out saes-out"
     train.add_argument("acts", metavar="DIR", type=Path, help="folder of activations")
     train.add_argument("--out", type=Path, required=True, help="folder for the SAEs")
     train.add_argument(
@@ -59,11 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     add_sae_options(train)
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser(
+    evaluate: OneLineParser = commands.add_parser(
         "eval",
         help="FVU, L0, dead fraction of saved SAEs",
         description="Evaluate every SAE below OUT on a folder of activations.",
     )
+    evaluate.example = "saes eval saes-out --acts acts --json"
     evaluate.add_argument("saes", metavar="OUT", type=Path, help="an SAE, or a folder above some")
     evaluate.add_argument("--acts", type=Path, required=True, help="folder of activations")
     evaluate.add_argument("--json", action="store_true", help="a list of objects on stdout")

@@ -33,6 +33,13 @@ _SAME_NAME = (
 class OneLineParser(argparse.ArgumentParser):
     """Reports a wrong command line in one line and status 2, as every other wrong input."""
 
+    example: str | None = None
+    """A command line that works, for the end of the help."""
+
+    def format_help(self) -> str:
+        """argparse would wrap the example, and then what is copied does not run."""
+        return super().format_help() + (f"\nexample:\n  {self.example}\n" if self.example else "")
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 

@@ -6,7 +6,7 @@ known, `low`, `high` (interval along y), `x_low`, `x_high`, `label`, `reading` (
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import altair as alt
@@ -31,7 +31,13 @@ class Figure:
     title: str
     subtitle: str
     alt: str
-    spec: dict[str, Any]
+    spec: dict[str, Any] = field(repr=False)
+
+    def _repr_svg_(self) -> str:
+        """What Jupyter shows: the figure as it is written to files."""
+        from interp.report.static import svg  # which imports this module
+
+        return svg(self)
 
 
 def specification(layers: Sequence[Any], *, height: int) -> dict[str, Any]:
