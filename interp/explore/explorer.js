@@ -3,8 +3,8 @@
 // All text of models and corpora enters the page as text nodes; no markup is ever parsed.
 (() => {
   const ROWS = 100;
-  const BEFORE = 24;
-  const AFTER = 10;
+  const BEFORE = 32;
+  const AFTER = 16;
   const BANDS = ["Strongest", "Upper third of its range", "Middle third", "Lower third"];
 
   const byId = (id) => document.getElementById(id);
@@ -346,9 +346,9 @@
         fact("share of mass", percent(rows.mass[i])),
         fact("largest activation", significant(rows.max[i])),
         ...(rows.entropy[i] === null ? [] : [fact("entropy of its tokens", `${rows.entropy[i].toFixed(1)} bits`)]),
-        ...(rows.label[i] < 0 ? [] : [fact("label", CELLS.label(i), ` (F1 ${fixed(rows.f1[i])}${rows.told[i] ? "" : ", not told"})`)])),
+        ...(rows.label[i] < 0 ? [] : [fact("label", CELLS.label(i), ` (F1 ${fixed(rows.f1[i])}${rows.told[i] ? "" : ", too weak for a name"})`)])),
       ...(record.passages.length ? [
-        make("section", { className: "fires" },
+        make("section", { className: "how" },
           make("div", {}, make("h2", {}, "How strongly"), histogram(record.histogram, rows.max[i])),
           make("div", {}, make("h2", {}, "On which tokens"), tokensOf(record.fires_on)))] : []),
       ...(record.passages.length ? [make("section", {}, make("h2", {}, "Where it fires"),
@@ -365,7 +365,7 @@
           ["Latent", "Seed", "Cosine", "Correlation", ""])] : []),
         ...(related.length ? [make("h3", {}, "In other layers, sizes and models"), linked(related, ["Latent", "Where", "Correlation"])] : []),
         ...(others && !related.length ? [make("p", { className: "note" }, others.groups.length
-          ? `None with a correlation of ${others.least} or more among ${plural(others.groups.length, "other dictionary").replace("dictionarys", "dictionaries")}.`
+          ? `No latent of the first seed of ${others.groups.length === 1 ? "one other dictionary" : `${others.groups.length} other dictionaries`} has a correlation of ${others.least} or more.`
           : "No other dictionary here was read on the same tokens.")] : []),
         make("h3", {}, "In the same dictionary"), linked(
           record.neighbours.map(([number, cosine]) => [make("a", { href: address(wanted, number) }, String(number)), fixed(cosine)]),

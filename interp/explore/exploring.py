@@ -261,7 +261,7 @@ def _keep_codes(run: Run, group: Group, seeds: Seeds) -> None:
     for seed, z in enumerate(seeds.z):
         part = sp.csr_array(z[:rows])
         buffer = io.BytesIO()
-        np.savez(
+        np.savez_compressed(
             buffer,
             kept=np.packbits(kept),
             values=part.data.astype(np.float32),

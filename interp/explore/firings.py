@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from interp.explore.records import Passage
-from interp.explore.token_text import HeldOutText
+from interp.explore.records import HeldOutText, Passage
 
 BEFORE, AFTER = 48, 24
 """Tokens of a passage around its firing."""

@@ -78,11 +78,10 @@ class Seeds:
         fires = np.diff(self.z[seed].indptr)
         n = len(self.positions)
         live, merged = self.sets[seed].live, merge_duplicates(self.sets[seed]).live
-        rare = ~live_mask(fires, n, max_density=np.inf)
-        states = np.where(rare, "rare", "dense")
-        states[fires == 0] = "dead"
-        states[live] = np.where(merged[live], "counted", "duplicate")
-        return [str(s) for s in states]
+        often = live_mask(fires, n, max_density=np.inf)
+        reasons = [(fires == 0, "dead"), (~often, "rare"), (~live, "dense"), (~merged, "duplicate")]
+        masks, words = zip(*reasons, strict=True)
+        return [str(state) for state in np.select(masks, words, default="counted")]
 
     def found_by(self, seed: int) -> Int[np.ndarray, " d_sae"]:
         """Seeds in each latent's class; 1 for a latent in none."""
@@ -119,7 +118,12 @@ def latents(
     mass = mass / mass.sum() if mass.sum() else mass
     near, cosines = neighbours(sae.W_dec, N_NEIGHBOURS)
     states, found_by = seeds.states(seed), seeds.found_by(seed)
-    labels = seeds.labelled(seed, tokenized)
+    # A label that is told no better than a shifted one says nothing.
+    labels = {
+        latent: label
+        for latent, label in seeds.labelled(seed, tokenized).items()
+        if label.f1 > label.null_f1
+    }
     matched = seeds.match_threshold is not None
     for i in range(sae.d_sae):
         mine = slice(z.indptr[i], z.indptr[i + 1])

@@ -23,8 +23,7 @@ from jinja2 import Environment, StrictUndefined
 
 from interp import durable
 from interp.explore.firings import AFTER, BEFORE
-from interp.explore.records import Latent, Match
-from interp.explore.token_text import HeldOutText
+from interp.explore.records import HeldOutText, Latent, Match
 from interp.run import CONTEXTUAL, TRAINED, TWIN
 
 SHARD = 128

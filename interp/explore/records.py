@@ -1,12 +1,31 @@
-"""What the explorer says of one latent: plain values, written to pages as they are."""
+"""What the explorer says of the text and of one latent: plain values, written as they are."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Int
+
 Tokens = tuple[tuple[str, float], ...]
 """Token texts, each with a number."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutText:
+    """The text that passages are shown from, position by position through all blocks."""
+
+    strings: list[str]
+    """The distinct token texts."""
+    ids: Int[np.ndarray, " position"]
+    """Into `strings`; the empty string for padding and tokens before documents."""
+    documents: list[tuple[int, int, str]]
+    """Positions from and to which a document runs, the token before it left out; its name."""
+    n_ctx: int
+    """Positions of one block: nothing before its start is seen by the model."""
+    sha256: str
+    """Of the blocks: equal where two models read the same tokens at the same positions."""
 
 
 class Passage(NamedTuple):
@@ -51,7 +70,7 @@ class Latent:
     found_by: int | None
     """Seeds that found it, itself included; None where it is not counted or nothing was matched."""
     label: str | None
-    """The fact of Python that it tells best; None without one."""
+    """The fact of Python that it tells best; None where it tells shifted ones as well."""
     label_f1: float | None
     """On documents that the label was not chosen on."""
     label_told: bool

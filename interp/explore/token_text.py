@@ -7,32 +7,15 @@ alone becomes the code unit U+DCE2, which JSON can write and the page shows as \
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from interp.corpora import Corpus
+from interp.explore.records import HeldOutText
 from interp.tokens import TokenBlocks
 
 _FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOutText:
-    """The text that passages are shown from, position by position through all blocks."""
-
-    strings: list[str]
-    """The distinct token texts."""
-    ids: Int[np.ndarray, " position"]
-    """Into `strings`; the empty string for padding and tokens before documents."""
-    documents: list[tuple[int, int, str]]
-    """Positions from and to which a document runs, the token before it left out; its name."""
-    n_ctx: int
-    """Positions of one block: nothing before its start is seen by the model."""
-    sha256: str
-    """Of the blocks: equal where two models read the same tokens at the same positions."""
 
 
 def held_out_text(blocks: TokenBlocks, corpus: Corpus) -> HeldOutText:
