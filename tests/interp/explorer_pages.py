@@ -51,7 +51,7 @@ def latent(number: int, seed: int = 0) -> Latent:
         mass=1 / (1 + number),
         max_act=4.0,
         token_entropy_bits=2.5,
-        found_by=1 + number % 3,
+        found_by=1 + number % 2,
         label=("keyword_def", f"told {HOSTILE}")[number % 2] if number % 5 == 0 else None,
         label_f1=0.6 if number % 5 == 0 else None,
         label_told=number % 10 == 0,
