@@ -132,7 +132,7 @@ def push(
         try:
             # Asked first: what follows retries for minutes where there is no network.
             api.whoami()
-            api.create_repo(repo, private=private, exist_ok=True)
+            api.create_repo(repo, private=private or None, exist_ok=True)
             commit = api.upload_folder(
                 repo_id=repo,
                 folder_path=tree,

@@ -25,6 +25,8 @@ class Hub:
         self.repositories: dict[str, bool] = {}
         """Name -> private."""
         self.messages: list[str] = []
+        self.cards: list[str] = []
+        """Whose front matter it was asked to check."""
         self.url = ""
 
 
@@ -61,8 +63,11 @@ def hub_stand_in() -> Iterator[Hub]:
                 if owner != "me":
                     self._send(403, b'{"error": "not yours"}', {})
                     return
-                hub.repositories[f"{owner}/{wanted['name']}"] = bool(wanted.get("private"))
+                hub.repositories[f"{owner}/{wanted['name']}"] = wanted.get("visibility") == "private"
                 self._answer({"url": f"{hub.url}/{owner}/{wanted['name']}"})
+            elif path == "/api/validate-yaml":
+                hub.cards.append(json.loads(body)["content"])
+                self._answer({"errors": [], "warnings": []})
             elif "/preupload/" in path:
                 files = [
                     {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
@@ -88,8 +93,8 @@ def hub_stand_in() -> Iterator[Hub]:
             return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
         def _answer(self, value: Any) -> None:
-            status = 401 if value is None else 200
-            self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
+            status, said = (401, {"error": "who are you?"}) if value is None else (200, value)
+            self._send(status, json.dumps(said).encode(), {"Content-Type": "application/json"})
 
         def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)

@@ -89,6 +89,7 @@ def test_the_hub_gets_the_tree_and_sae_lens_loads_from_it(run_dir: Path, tmp_pat
         write_tree(run, REPO, tmp_path / "tree")
         there = {name.removeprefix(f"{REPO}/"): data for name, data in hub.files.items()}
         assert there == content(tmp_path / "tree")
+        assert set(hub.cards) == {there["README.md"].decode()}
         one = kept_saes(run)[0]
         code = (
             "import sys, torch\n"
@@ -146,7 +147,7 @@ def test_wrong_input_is_one_line(
     assert "has no SAEs of gpt2" in said(str(run_dir), REPO, "--dry-run", "--models", "gpt2")
     for means in (run_dir / "work").rglob("means.*"):
         means.unlink()
-    assert "means.1.safetensors is missing" in said(str(run_dir), REPO, "--dry-run")
+    assert "means.0.safetensors is missing" in said(str(run_dir), REPO, "--dry-run")
     assert not (run_dir / "push").exists()
     assert not list(run_dir.glob(".push*"))
     shutil.rmtree(run_dir / "saes")
