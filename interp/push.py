@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interp import durable, hub
+from interp import hub
 from interp.config import StudyConfig
 from interp.errors import UserError
 from interp.run import CONTEXTUAL, CONTROLS, TRAINED, Run, folder_name
@@ -24,6 +24,8 @@ from interp.run import CONTEXTUAL, CONTROLS, TRAINED, Run, folder_name
 CARD = "README.md"
 MEANS = "means.safetensors"
 _CFG, _WEIGHTS = "cfg.json", "sae_weights.safetensors"
+_LAYOUT = "6.0.0"
+"""The first sae-lens of this layout; from a file that names none, it forgets the metadata."""
 _FRONT = "---\nlibrary_name: saelens\ntags:\n- sparse-autoencoder\n- superscope\n"
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN (a token that may write)"
 
@@ -108,9 +110,7 @@ def _is_ours(out: Path) -> bool:
     return card.is_file() and card.read_text("utf-8", "replace").startswith(_FRONT)
 
 
-def push(
-    run: Run, repo: str, models: Sequence[str] | None = None, *, private: bool = False
-) -> str:
+def push(run: Run, repo: str, models: Sequence[str] | None = None, *, private: bool = False) -> str:
     """Make the repository if need be and commit the tree to it at once; returns its address.
 
     Raises UserError, in one line, for a name of another form, without a token, where the hub cannot
@@ -167,6 +167,7 @@ def _for_sae_lens(cfg: dict[str, Any], sae: Kept, config: StudyConfig) -> dict[s
     return cfg | {
         "metadata": metadata
         | {
+            "sae_lens_version": _LAYOUT,
             "model_name": sae.model,
             "hook_name": sae.stream.removesuffix(CONTEXTUAL),
             "stream": "contextual" if sae.stream.endswith(CONTEXTUAL) else "all",
@@ -257,7 +258,10 @@ def _table(run: Run, kept: Sequence[Kept]) -> str:
     for sae in kept:
         size = sae.folder.name.rpartition("-")[0]
         groups.setdefault((sae.model, sae.control, sae.stream, size), []).append(sae)
-    lines = ["| model | stream | latents | k | seeds | FVU | `sae_id` |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| model | stream | latents | k | seeds | FVU | `sae_id` |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for (model, control, stream, size), seeds in groups.items():
         d_sae, _, k = size.partition("-")
         mine = fvu[

@@ -89,7 +89,8 @@ def _nearest(
     height = max(1, COSINE_BLOCK_ELEMENTS // len(b))
     for start in range(0, len(a), height):
         block = a[start : start + height] @ b.T
-        of_a.append(tuple(block.max(dim=1)))
+        best = block.max(dim=1)
+        of_a.append((best.values, best.indices))
         values, rows = block.max(dim=0)
         better = values > best_b
         best_b[better], at_b[better] = values[better], rows[better] + start

@@ -334,4 +334,3 @@ def _relate(run: Run, root: Path, done: Sequence[Facts], progress: Progress) -> 
                 of_latent.sort(key=lambda match: -match.correlation)
         pages.write_related(root, facts, others, matches, MIN_CORRELATION)
         progress.finish(1)
-

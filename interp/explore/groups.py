@@ -9,10 +9,9 @@ from typing import Any, cast
 
 import pandas as pd
 
-from interp import hook_points
 from interp.config import About
 from interp.errors import UserError
-from interp.run import CONTEXTUAL, TRAINED, TWIN, Run, folder_name
+from interp.run import TRAINED, TWIN, Run, folder_name
 from interp.spots import Spot
 
 
@@ -96,12 +95,12 @@ def _of_model(
     order = mine.assign(other=mine.k_rule != "fvu")
     place = ["layer", "about", "d_sae", "other", "k_rule", "k"]
     for at, rows in order.groupby(place, sort=True):
-        layer, about, d_sae, other, rule, k = cast(tuple[Any, ...], at)
+        layer, about, d_sae, other, _, k = cast(tuple[Any, ...], at)
         spot = Spot(int(layer), cast(About, str(about)), int(d_sae))
         if (spot, int(k)) in seen:
             continue
         seen.add((spot, int(k)))
-        of_group = rows[rows.seed.isna()]
+        known = rows[rows.seed.isna() & rows.value.notna()]
         yield Group(
             model=model,
             control=control,
@@ -111,7 +110,7 @@ def _of_model(
             main=bool(not other and d_sae == first),
             n_layers=n_layers,
             d_model=int(rows.d_model.iloc[0]),
-            found={str(r.quantity): float(r.value) for r in of_group.dropna(subset="value").itertuples()},
+            found=dict(zip(known.quantity.tolist(), known.value.tolist(), strict=True)),
         )
 
 

@@ -58,9 +58,7 @@ class Seeds:
 
     @cached_property
     def sets(self) -> list[LatentSet]:
-        return [
-            LatentSet.from_acts(s.W_dec, a) for s, a in zip(self.saes, self.acts, strict=True)
-        ]
+        return [LatentSet.from_acts(s.W_dec, a) for s, a in zip(self.saes, self.acts, strict=True)]
 
     @cached_property
     def classes(self) -> Int[np.ndarray, "class seed"]:

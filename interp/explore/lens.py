@@ -54,8 +54,6 @@ def logit_lens(model: Model, directions: Float[Tensor, "direction d_model"], n: 
         logits = logits - logits.mean(dim=1, keepdim=True)
         top, bottom = logits.topk(n, dim=1), (-logits).topk(n, dim=1)
         parts.append(
-            Lens(
-                top.indices.cpu(), top.values.cpu(), bottom.indices.cpu(), -bottom.values.cpu()
-            )
+            Lens(top.indices.cpu(), top.values.cpu(), bottom.indices.cpu(), -bottom.values.cpu())
         )
     return Lens(*(torch.cat(part) for part in zip(*parts, strict=True)))

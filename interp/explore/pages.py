@@ -90,7 +90,8 @@ class Facts:
 
     @property
     def title(self) -> str:
-        return f"{self.model_title}, layer {self.layer}, {self.about}, {self.d_sae} latents, k {self.k}"
+        size = f"{self.d_sae} latents, k {self.k}"
+        return f"{self.model_title}, layer {self.layer}, {self.about}, {size}"
 
     def page(self, latent_root: str) -> str:
         """Address of its page, from a page whose root is `latent_root`."""

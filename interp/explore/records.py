@@ -32,7 +32,7 @@ class Passage(NamedTuple):
     """A place in the held-out text where the latent fires."""
 
     band: int
-    """0: among the strongest; 1, 2, 3: drawn from the upper, middle and lower third of its range."""
+    """0: among the strongest; 1, 2, 3: drawn from the upper, middle, lower third of its range."""
     centre: int
     """Position of the firing."""
     acts: tuple[tuple[int, float], ...]

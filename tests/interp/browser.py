@@ -152,7 +152,7 @@ def chromium(profile: Path) -> Iterator[Page]:
             "--remote-debugging-pipe",
             f"--user-data-dir={profile}",
         ],
-        preexec_fn=place_pipes,  # noqa: PLW1509 - descriptors 3 and 4 can be set in no other way
+        preexec_fn=place_pipes,
         close_fds=False,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

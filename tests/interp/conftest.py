@@ -1,4 +1,4 @@
-"""Makes the helpers beside this file importable by the tests, and a finished study of a tiny model."""
+"""Makes the helpers beside this file importable, and a finished study of a tiny model."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def finished_study(
     folder = tmp_path_factory.mktemp("study")
     source = folder / "source"
     source.mkdir()
-    for i in range(40):
+    for i in range(160):
         body = "".join(
             f"def f{j}(x, y={j}):\n    # note {i * j}: naïve 東京 🦉\n    return x + y * {i}\n\n\n"
-            for j in range(60)
+            for j in range(12)
         )
-        (source / f"{i:02d}.py").write_text(body, "utf-8")
+        (source / f"{i:03d}.py").write_text(body, "utf-8")
     model = str(save_tiny(folder / "model", d_model=16, n_layers=2))
     config = StudyConfig(
         models=(model,), twins=(model,), text=str(source), loss_tokens=2_048, means_tokens=4_096,

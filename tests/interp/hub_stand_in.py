@@ -63,7 +63,9 @@ def hub_stand_in() -> Iterator[Hub]:
                 if owner != "me":
                     self._send(403, b'{"error": "not yours"}', {})
                     return
-                hub.repositories[f"{owner}/{wanted['name']}"] = wanted.get("visibility") == "private"
+                hub.repositories[f"{owner}/{wanted['name']}"] = (
+                    wanted.get("visibility") == "private"
+                )
                 self._answer({"url": f"{hub.url}/{owner}/{wanted['name']}"})
             elif path == "/api/validate-yaml":
                 hub.cards.append(json.loads(body)["content"])

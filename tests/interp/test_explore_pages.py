@@ -259,8 +259,8 @@ def test_a_latent_opens_by_keyboard_and_closes(page: Page) -> None:
     assert page.run("document.querySelectorAll('.passages li').length") == 3
     assert page.run("document.querySelectorAll('.histogram rect').length") == 4
     marked = page.run(
-        "[...document.querySelectorAll('.passages li')].map((li) => [li.querySelector('mark').title,"
-        "getComputedStyle(li.querySelector('mark')).backgroundColor])"
+        "[...document.querySelectorAll('.passages mark')].map((mark) => [mark.title,"
+        "getComputedStyle(mark).backgroundColor])"
     )
     assert [title for title, _ in marked] == ["activation 4", "activation 3", "activation 0.25"]
     assert len({colour for _, colour in marked}) == 3  # shaded by how strongly it fires
@@ -276,7 +276,10 @@ def test_a_latent_opens_by_keyboard_and_closes(page: Page) -> None:
 @needs_chromium
 def test_passages_stay_in_their_block_and_document_and_grow(page: Page) -> None:
     show(page, 0)
-    tokens = "[...document.querySelectorAll('.passages li')].map((li) => li.querySelectorAll('.tok').length)"
+    tokens = (
+        "[...document.querySelectorAll('.passages li')]"
+        ".map((li) => li.querySelectorAll('.tok').length)"
+    )
     first, _, third = page.run(tokens)
     assert first == 32 + 1 + 16
     # Position 129 is the second of its block: nothing before it but what is no text.
@@ -315,10 +318,8 @@ def test_hostile_text_stays_text(page: Page) -> None:
     for raw in SIGNS:
         assert raw not in body
     # Hebrew inside its token, not across the line.
-    assert page.run(
-        "getComputedStyle([...document.querySelectorAll('.tok')].find((t) => t.textContent === 'שלום'))"
-        ".unicodeBidi"
-    ) == "isolate"  # fmt: skip
+    hebrew = "[...document.querySelectorAll('.tok')].find((t) => t.textContent === 'שלום')"
+    assert page.run(f"getComputedStyle({hebrew}).unicodeBidi") == "isolate"
     assert page.complaints == []
 
 
@@ -378,7 +379,9 @@ def test_fifty_thousand_latents_stay_usable(
         "filter": "(() => { const f = document.getElementById('controls').elements.words;"
         "f.value = 'token4999'; f.dispatchEvent(new Event('input')); })()",
     }.items():
-        took = f"(() => {{ const t = performance.now(); {action}; return performance.now() - t; }})()"
+        took = (
+            f"(() => {{ const t = performance.now(); {action}; return performance.now() - t; }})()"
+        )
         seconds[what] = browser.run(took) / 1000
     assert browser.run(COUNT) == "11 of 50,000 latents"
     began = time.monotonic()
