@@ -66,6 +66,11 @@ def explore_run(
     layer that the run has not, and for SAEs or means that are missing.
     """
     wanted, everything = groups_of(run, models, layers), groups_of(run)
+    if bare := [g.key for g in wanted if not g.folders]:
+        raise UserError(
+            f"{run.path / 'saes' / bare[0]}-* are missing, the SAEs that the study has counted; "
+            "leave that model out, or run the study again into a new folder"
+        )
     root = run.path / "explorer"
     root.mkdir(exist_ok=True)
     with durable.only_writer(root):
@@ -275,7 +280,13 @@ def _keep_codes(run: Run, group: Group, seeds: Seeds) -> None:
 
 
 def _read_codes(run: Run, key: str, seed: int) -> Codes:
-    with np.load(_codes_file(run, key, seed)) as data:
+    file = _codes_file(run, key, seed)
+    if not file.is_file():
+        raise UserError(
+            f"{file} is missing, and with it what other dictionaries are compared with; "
+            f"remove {run.path / 'explorer'} and run the same line again"
+        )
+    with np.load(file) as data:
         kept = np.unpackbits(data["kept"], count=CODE_POSITIONS).astype(bool)
         # Rows of positions that were not kept are empty.
         lengths = np.zeros(CODE_POSITIONS, dtype=np.int64)
@@ -315,7 +326,7 @@ def compared_with(facts: Facts, everything: Sequence[Facts]) -> list[Facts]:
 def _relate(run: Run, root: Path, done: Sequence[Facts], progress: Progress) -> None:
     for facts in done:
         others = compared_with(facts, done)
-        if pages.related_keys(root, facts) == [other.key for other in others]:
+        if pages.is_related(root, facts, others):
             progress.skip(1)
             continue
         progress.at(f"{facts.title}: comparing")

@@ -24,7 +24,7 @@ class Group:
     spot: Spot
     k: int
     folders: tuple[Path, ...]
-    """Of the SAEs, by seed."""
+    """Of the SAEs, by seed; empty where they were removed."""
     main: bool
     """The first size with k by the FVU rule: what is compared across layers and models."""
     n_layers: int
@@ -53,7 +53,7 @@ def groups_of(
     """The groups of trained models and their random twins, in the order of the config.
 
     Shuffled text and Gaussian noise are left out: there are no passages to read. Raises UserError
-    for a model or layer that the run has not, and where SAEs of a counted place are missing.
+    for a model or layer that the run has not.
     """
     config = run.config
     names = list(models or config.models)
@@ -117,9 +117,4 @@ def _of_model(
 def _folders(stream: Path, size: str) -> tuple[Path, ...]:
     """By seed, which ends the folder's name."""
     found = [p for p in stream.glob(f"{size}-*") if p.name.removeprefix(f"{size}-").isdigit()]
-    if not found:
-        raise UserError(
-            f"{stream} has no SAEs {size}-*, which the study has counted; "
-            "run the study again into a new folder"
-        )
     return tuple(sorted(found, key=lambda p: int(p.name.rpartition("-")[2])))

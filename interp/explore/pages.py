@@ -186,15 +186,17 @@ def write_related(
             rows = [[[m.where, m.latent, _short(m.correlation)] for m in one] for one in shard]
             data = {"groups": groups, "least": least, "latents": rows}
             durable.write(folder / f"{name}.js", _script(name, data))
-    durable.write(folder / RELATED, json.dumps([other.key for other in others]).encode())
+    durable.write(folder / RELATED, _compared(others))
 
 
-def related_keys(root: Path, facts: Facts) -> list[str] | None:
-    """The groups that `write_related` has compared with; None before it has."""
-    try:
-        return json.loads((root / facts.key / RELATED).read_text())
-    except (OSError, ValueError):
-        return None
+def is_related(root: Path, facts: Facts, others: Sequence[Facts]) -> bool:
+    """Whether `write_related` has compared with exactly these."""
+    file = root / facts.key / RELATED
+    return file.is_file() and file.read_bytes() == _compared(others)
+
+
+def _compared(others: Sequence[Facts]) -> bytes:
+    return json.dumps([[other.key, other.settings] for other in others]).encode()
 
 
 def write_index(

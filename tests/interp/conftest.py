@@ -22,10 +22,10 @@ def finished_study(
     folder = tmp_path_factory.mktemp("study")
     source = folder / "source"
     source.mkdir()
-    for i in range(160):
+    for i in range(400):
         body = "".join(
             f"def f{j}(x, y={j}):\n    # note {i * j}: naïve 東京 🦉\n    return x + y * {i}\n\n\n"
-            for j in range(12)
+            for j in range(5)
         )
         (source / f"{i:03d}.py").write_text(body, "utf-8")
     model = str(save_tiny(folder / "model", d_model=16, n_layers=2))

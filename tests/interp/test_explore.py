@@ -201,7 +201,7 @@ def test_wrong_input_is_one_line(
         means.unlink()
     assert "no readable contextual means" in said(str(run))
     shutil.rmtree(next((run / "saes").glob("*model/*contextual")))
-    assert "which the study has counted" in said(str(run))
+    assert "the SAEs that the study has counted" in said(str(run))
 
 
 def test_help_shows_a_worked_example(capsys: pytest.CaptureFixture[str]) -> None:

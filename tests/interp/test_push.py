@@ -90,7 +90,7 @@ def test_the_hub_gets_the_tree_and_sae_lens_loads_from_it(run_dir: Path, tmp_pat
         there = {name.removeprefix(f"{REPO}/"): data for name, data in hub.files.items()}
         assert there == content(tmp_path / "tree")
         assert set(hub.cards) == {there["README.md"].decode()}
-        one = kept_saes(run)[0]
+        one = next(sae for sae in kept_saes(run) if sae.stream.endswith(".contextual"))
         code = (
             "import sys, torch\n"
             "from sae_lens import SAE\n"
