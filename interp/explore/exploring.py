@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
+from torch import Tensor
 
 import saes
 from interp import durable
@@ -49,6 +50,7 @@ MIN_CORRELATION = 0.3
 """With a latent elsewhere, to be shown beside it."""
 MEMORY_BYTES = 1 << 30
 """Activations held at once; more groups than fit are read in further passes."""
+_THRESHOLD = "match_threshold"
 _BYTES_PER_FIRING = 32
 """As given by the SAE, and twice as sparse matrices."""
 
@@ -168,6 +170,7 @@ def _explore(
     acts: dict[str, list[list[SparseActs]]] = {
         key: [[] for _ in found] for key, found in dictionaries.items()
     }
+    held: dict[str, list[Tensor]] = {g.key: [] for g in groups if _THRESHOLD not in g.found}
     kept = []
     points = sorted({g.spot.hook_point for g in groups})
     at = 0
@@ -176,6 +179,8 @@ def _explore(
         kept.append(at + chunk.keep.nonzero().flatten())
         (rows,) = streams.rows([chunk], [g.spot for g in groups], seed=run.config.seed)
         for group in groups:
+            if group.key in held:
+                held[group.key].append(rows[group.spot.stream])
             for sae, parts in zip(dictionaries[group.key], acts[group.key], strict=True):
                 found = sae.encode(rows[group.spot.stream])
                 parts.append(SparseActs(found.indices.int(), found.values))
@@ -190,7 +195,9 @@ def _explore(
                 for parts in acts.pop(group.key)
             ],
             positions=positions,
-            match_threshold=group.found.get("match_threshold"),
+            counted_threshold=group.found.get(_THRESHOLD),
+            held=torch.cat(held.pop(group.key)) if group.key in held else None,
+            seed=run.config.seed,
         )
         _keep_codes(run, group, seeds)
         _write(run, root, model, group, seeds, tokenized)

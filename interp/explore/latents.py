@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from interp.explore.agreement import in_other_seeds, neighbours
 from interp.explore.firings import Firings, Text
@@ -19,7 +20,7 @@ from interp.label_scores import LatentLabel, label_latents
 from interp.python_labels import LABELS
 from saes.edges import activation_matrix
 from saes.latent_set import LatentSet, live_mask, merge_duplicates
-from saes.matching import reproducible
+from saes.matching import null_threshold, reproducible
 from saes.sae import SAE, SparseActs
 
 N_TOKENS_SHOWN = 10
@@ -48,8 +49,12 @@ class Seeds:
     acts: Sequence[SparseActs]
     positions: Int[np.ndarray, " token"]
     """Of the rows of `acts` in the text."""
-    match_threshold: float | None
-    """Decoder cosine of the study's matching; None where the study could not match."""
+    counted_threshold: float | None
+    """Decoder cosine of the study's matching, where the study recorded it."""
+    held: Float[Tensor, "token d_in"] | None
+    """The rows themselves, needed where it did not: two seeds, or few documents."""
+    seed: int
+    """The study's."""
 
     @cached_property
     def z(self) -> list[sp.csc_array]:
@@ -61,9 +66,18 @@ class Seeds:
         return [LatentSet.from_acts(s.W_dec, a) for s, a in zip(self.saes, self.acts, strict=True)]
 
     @cached_property
+    def match_threshold(self) -> float | None:
+        """Of the study's matching, recorded or found again; None for a single seed."""
+        if self.counted_threshold is not None or self.held is None or len(self.saes) < 2:
+            return self.counted_threshold
+        most = max(found.n_live for found in self.sets)
+        generator = torch.Generator().manual_seed(self.seed)
+        return null_threshold(self.held, most, most, generator=generator)
+
+    @cached_property
     def classes(self) -> Int[np.ndarray, "class seed"]:
         """The study's classes of reproducible latents, by the same matching on the same tokens."""
-        if self.match_threshold is None or len(self.saes) < 2:
+        if self.match_threshold is None:
             return np.empty((0, len(self.saes)), dtype=np.int64)
         return reproducible(self.sets, self.match_threshold).classes
 

@@ -31,8 +31,8 @@ def finished_study(
     model = str(save_tiny(folder / "model", d_model=16, n_layers=2))
     config = StudyConfig(
         models=(model,), twins=(model,), text=str(source), loss_tokens=2_048, means_tokens=4_096,
-        pilot_tokens=4_096, sae_tokens=8_192, held_out_tokens=8_192, splice_tokens=1_024,
-        streams=("contextual", "all"), other_layers=True, d_sae_per_d_model=(2, 3), n_seeds=2,
+        pilot_tokens=4_096, sae_tokens=131_072, held_out_tokens=8_192, splice_tokens=1_024,
+        streams=("contextual", "all"), other_layers=True, d_sae_per_d_model=(2, 3), n_seeds=3,
         pilot_ks=(2,), check_convergence=False, threads=1,
     )  # fmt: skip
     return run_study(config, folder / "run", quiet=True).path

@@ -52,7 +52,7 @@ def test_everything_counted_can_be_opened(explored: Path) -> None:
     for group in groups:
         facts = pages.read_facts(explored / "explorer" / group.key)
         assert facts is not None
-        assert facts.n_seeds == 2
+        assert facts.n_seeds == 3
         mine = counts[
             (counts.control == group.control)
             & (counts.layer == group.spot.layer)
@@ -62,11 +62,32 @@ def test_everything_counted_can_be_opened(explored: Path) -> None:
         assert facts.matched
         assert facts.found == int(mine.value.iloc[0])
         found.append(facts.found)
-        # The same classes from the table of one seed: with two seeds each holds one of each.
-        for seed in (0, 1):
-            table = data_of(explored / "explorer" / group.key / f"table-{seed}.js")
-            assert sum(by == 2 for by in table["found"]) == facts.found
+        # The same classes from the tables: one of n seeds has a row in each of n tables.
+        shares = [
+            1 / by
+            for seed in range(3)
+            for by in data_of(explored / "explorer" / group.key / f"table-{seed}.js")["found"]
+            if by is not None and by > 1
+        ]
+        assert sum(shares) == pytest.approx(facts.found)
     assert max(found) > 0
+
+
+def test_a_threshold_that_was_not_recorded_is_found_again(explored: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(explored, run, ignore=shutil.ignore_patterns("explorer"))
+    results = open_run(run).results
+    recorded = results[results.quantity != "match_threshold"]
+    assert len(recorded) < len(results)
+    recorded.to_parquet(run / "results.parquet")
+    assert main(["explore", str(run), "--layers", "0"]) == 0
+    found = [pages.read_facts(f.parent) for f in (run / "explorer").rglob(pages.FACTS)]
+    assert found
+    for facts in found:
+        assert facts is not None
+        before = pages.read_facts(explored / "explorer" / facts.key)
+        assert before is not None
+        assert (facts.matched, facts.found) == (True, before.found)
 
 
 def test_passages_are_what_the_sae_does(explored: Path) -> None:

@@ -52,7 +52,7 @@ def test_the_tree_of_a_dry_run_holds_every_sae_and_loads(
     kept = kept_saes(run)
     assert f"{len(kept)} SAEs" in capsys.readouterr().out
     # Two sizes and a second stream at the primary layer, one at the other; half of that for twins.
-    assert len(kept) == 2 * (4 + 2)
+    assert len(kept) == 3 * (4 + 2)
     for one in kept:
         pushed, original = saes.load(run_dir / "push" / one.name), saes.load(one.folder)
         assert torch.equal(pushed.W_dec, original.W_dec)
@@ -84,7 +84,7 @@ def test_the_hub_gets_the_tree_and_sae_lens_loads_from_it(run_dir: Path, tmp_pat
         done = push(str(run_dir), REPO, "--private", hub=hub.url)
         assert done.returncode == 0, done.stderr
         assert hub.repositories == {REPO: True}
-        assert hub.messages == ["Add 12 sparse autoencoders"]
+        assert hub.messages == ["Add 18 sparse autoencoders"]
         run = open_run(run_dir)
         write_tree(run, REPO, tmp_path / "tree")
         there = {name.removeprefix(f"{REPO}/"): data for name, data in hub.files.items()}
