@@ -100,6 +100,10 @@ def write_tree(run: Run, repo: str, out: Path, models: Sequence[str] | None = No
         raise UserError(
             f"{error.filename} is missing; run the study again into a new folder"
         ) from error
+    except OSError as error:
+        raise UserError(
+            f"{out} cannot be written ({error.strerror}); free some space or mend its permissions"
+        ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return [sae.name for sae in kept]
@@ -112,6 +116,8 @@ def _is_ours(out: Path) -> bool:
 
 def push(run: Run, repo: str, models: Sequence[str] | None = None, *, private: bool = False) -> str:
     """Make the repository if need be and commit the tree to it at once; returns its address.
+
+    After a kill the same call goes on: the hub asks only for weights that it does not have.
 
     Raises UserError, in one line, for a name of another form, without a token, where the hub cannot
     be reached, and where it refuses.

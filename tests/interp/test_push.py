@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -134,6 +135,18 @@ def test_the_hub_s_refusals_are_one_line(run_dir: Path) -> None:
         assert len(lines) == 1, lines
         assert said in lines[0]
         assert "--dry-run" in lines[0]
+
+
+def test_a_full_disk_leaves_nothing(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("interp.push.shutil.copyfile", full)
+    assert main(["push", str(run_dir), REPO, "--dry-run"]) == 2
+    assert "push cannot be written (No space left on device)" in capsys.readouterr().err
+    assert not [p for p in run_dir.iterdir() if "push" in p.name]
 
 
 def test_wrong_input_is_one_line(
