@@ -26,6 +26,8 @@ from saes.sae import SAE, SparseActs
 N_TOKENS_SHOWN = 10
 N_FIRES_ON = 4
 N_NEIGHBOURS = 5
+MIN_SHOWN_F1 = 0.2
+"""A label told worse than that, or no better than a shifted one, says nothing of the latent."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,11 +132,10 @@ def latents(
     mass = mass / mass.sum() if mass.sum() else mass
     near, cosines = neighbours(sae.W_dec, N_NEIGHBOURS)
     states, found_by = seeds.states(seed), seeds.found_by(seed)
-    # A label that is told no better than a shifted one says nothing.
     labels = {
         latent: label
         for latent, label in seeds.labelled(seed, tokenized).items()
-        if label.f1 > label.null_f1
+        if label.f1 >= MIN_SHOWN_F1 and label.f1 > label.null_f1
     }
     matched = seeds.match_threshold is not None
     for i in range(sae.d_sae):

@@ -70,7 +70,7 @@ class Latent:
     found_by: int | None
     """Seeds that found it, itself included; None where it is not counted or nothing was matched."""
     label: str | None
-    """The fact of Python that it tells best; None where it tells shifted ones as well."""
+    """The fact of Python that it tells best; None where it tells none to speak of."""
     label_f1: float | None
     """On documents that the label was not chosen on."""
     label_told: bool

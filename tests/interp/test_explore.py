@@ -20,6 +20,7 @@ from interp.contextual import ContextualMeans
 from interp.corpora import load_text
 from interp.explore import exploring, pages
 from interp.explore.groups import groups_of
+from interp.explore.latents import MIN_SHOWN_F1
 from interp.explore.lens import logit_lens
 from interp.models import load, wrap
 from interp.run import open_run
@@ -114,6 +115,8 @@ def test_passages_are_what_the_sae_does(explored: Path) -> None:
     assert table["max"] == pytest.approx(z.max(0).values.tolist(), rel=1e-3)
     mass = z.double().sum(0) * saes.load(group.folders[1]).W_dec.norm(dim=1)
     assert table["mass"] == pytest.approx((mass / mass.sum()).tolist(), rel=1e-3)
+    for f1, label in zip(table["f1"], table["label"], strict=True):
+        assert label < 0 or f1 >= MIN_SHOWN_F1
     shown = 0
     for latent, record in enumerate(records):
         assert sum(record["histogram"]) == int((z[:, latent] > 0).sum())

@@ -345,6 +345,20 @@ def test_a_missing_file_is_named(browser: Page, tmp_path: Path) -> None:
 
 
 @needs_chromium
+def test_the_policy_forbids_what_is_not_beside_the_page_and_complaints_are_heard(
+    page: Page,
+) -> None:
+    page.run("document.body.append(Object.assign(new Image(), { src: 'data:image/gif,x' }))")
+    page.run(
+        "(() => { const script = document.createElement('script');"
+        "script.textContent = 'window.ran = 1'; document.head.append(script); })()"
+    )
+    page.wait("document.images.length === 1")
+    assert page.run("window.ran") is None
+    assert sum("Content Security Policy" in said for said in page.complaints) >= 2
+
+
+@needs_chromium
 def test_night_and_phone(page: Page) -> None:
     ground = "getComputedStyle(document.body).backgroundColor"
     assert page.run(ground) == "rgb(255, 255, 255)"
