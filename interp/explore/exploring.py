@@ -50,6 +50,8 @@ MIN_CORRELATION = 0.3
 """With a latent elsewhere, to be shown beside it."""
 MEMORY_BYTES = 1 << 30
 """Activations held at once; more groups than fit are read in further passes."""
+_CHUNK_BYTES = 1 << 28
+"""Of captured streams, all layers together; as much again is copied out of them."""
 _THRESHOLD = "match_threshold"
 _BYTES_PER_FIRING = 32
 """As given by the SAE, and twice as sparse matrices."""
@@ -175,7 +177,9 @@ def _explore(
     points = sorted({g.spot.hook_point for g in groups})
     at = 0
     progress.at(f"{model.name}: reading the held-out text")
-    for chunk in capture(model, blocks, points):
+    per_token = 4 * model.d_model * len(points)
+    chunk_tokens = max(_CHUNK_BYTES // per_token, 1)
+    for chunk in capture(model, blocks, points, chunk_tokens=chunk_tokens):
         kept.append(at + chunk.keep.nonzero().flatten())
         (rows,) = streams.rows([chunk], [g.spot for g in groups], seed=run.config.seed)
         for group in groups:

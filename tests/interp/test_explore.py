@@ -91,6 +91,21 @@ def test_a_threshold_that_was_not_recorded_is_found_again(explored: Path, tmp_pa
         assert (facts.matched, facts.found) == (True, before.found)
 
 
+def test_little_memory_gives_the_same_pages(
+    explored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(explored, run, ignore=shutil.ignore_patterns("explorer", "explore"))
+    monkeypatch.setattr(exploring, "_CHUNK_BYTES", 1 << 14)
+    monkeypatch.setattr(exploring, "MEMORY_BYTES", 1)
+    assert main(["explore", str(run)]) == 0
+    one, other = explored / "explorer", run / "explorer"
+    files = {f.relative_to(one) for f in one.rglob("*") if f.is_file()}
+    assert files == {f.relative_to(other) for f in other.rglob("*") if f.is_file()}
+    for file in files:
+        assert (one / file).read_bytes() == (other / file).read_bytes(), file
+
+
 def test_passages_are_what_the_sae_does(explored: Path) -> None:
     run = open_run(explored)
     group = next(
