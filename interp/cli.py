@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp import cli_calibrate, cli_capture, cli_labels, cli_saes, cli_scaling, cli_toy
+from interp import (
+    cli_calibrate,
+    cli_capture,
+    cli_explore,
+    cli_labels,
+    cli_saes,
+    cli_scaling,
+    cli_toy,
+)
 from interp.cli_parts import (
     MODEL_HELP,
     TEXT_HELP,
@@ -106,6 +114,7 @@ def build_parser() -> OneLineParser:
     cli_capture.add(commands)
     cli_saes.add(commands)
     cli_labels.add(commands)
+    cli_explore.add(commands)
     cli_scaling.add(commands)
     cli_toy.add(commands)
     cli_calibrate.add(commands)

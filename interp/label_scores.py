@@ -6,7 +6,7 @@ other, so that the best of thousands of latents is not flattered by having been 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,29 +67,20 @@ def score_labels(
 
     Raises ValueError where shapes disagree.
     """
-    if not len(acts.indices) == len(labels) == len(first_half) or labels.shape[1] != len(names):
-        raise ValueError(
-            f"{len(acts.indices)} tokens of activations, {labels.shape} labels of {len(names)} "
-            f"names and {len(first_half)} marks of the half do not belong together"
-        )
-    enough = np.minimum(labels[first_half].sum(0), labels[~first_half].sum(0)) >= MIN_TOKENS
-    columns = np.flatnonzero(enough)
-    labels = labels[:, columns]
+    labels, columns = _enough(acts, labels, names, first_half)
     firings = _Firings.of(acts, d_sae)
     if not len(columns) or not len(firings.bounds):
         return []
     chosen = _choose(firings, labels, first_half)
     f1, auc = _score(firings, labels, ~first_half, chosen)
     null = np.zeros(len(columns))
-    room = len(labels) - 2 * MIN_SHIFT_TOKENS
-    for _ in range(n_null if room > 0 else 0):
-        by = MIN_SHIFT_TOKENS + int(torch.randint(room, (1,), generator=generator))
+    for by in _shifts(len(labels), n_null, generator):
         shifted = np.roll(labels, by, axis=0)
         null = np.maximum(
             null,
             _score(firings, shifted, ~first_half, _choose(firings, shifted, first_half))[0],
         )
-    if room <= 0:
+    if len(labels) <= 2 * MIN_SHIFT_TOKENS:
         null[:] = 1.0  # too short a text to shift: nothing is shown
     return [
         LabelScore(
@@ -103,6 +94,76 @@ def score_labels(
         )
         for i, column in enumerate(columns)
     ]
+
+
+@dataclass(frozen=True)
+class LatentLabel:
+    """One latent, and the label that it tells best."""
+
+    label: str
+    n_tokens: int
+    """That carry it, in both halves."""
+    f1: float
+    """On the second half; label and cut were chosen on the first."""
+    null_f1: float
+    """The largest over labels shifted along the text, by the same procedure."""
+
+    @property
+    def told(self) -> bool:
+        """Whether the latent tells the label, more than it told any shifted one."""
+        return self.f1 >= MIN_F1 and self.f1 > self.null_f1
+
+
+def label_latents(
+    acts: SparseActs,
+    d_sae: int,
+    labels: Bool[np.ndarray, "token label"],
+    names: Sequence[str],
+    first_half: Bool[np.ndarray, " token"],
+    *,
+    generator: torch.Generator,
+    n_null: int = 3,
+) -> dict[int, LatentLabel]:
+    """The label that each counted latent tells best: `score_labels`, asked of latents.
+
+    A latent that never fires on the first half has none. Raises ValueError where shapes disagree.
+    """
+    labels, columns = _enough(acts, labels, names, first_half)
+    firings = _Firings.of(acts, d_sae)
+    if not len(columns):
+        return {}
+    found = _name(firings, labels, first_half)
+    null = dict.fromkeys(found, 0.0)
+    for by in _shifts(len(labels), n_null, generator):
+        for latent, (_, f1) in _name(firings, np.roll(labels, by, axis=0), first_half).items():
+            null[latent] = max(null[latent], f1)
+    shown = len(labels) > 2 * MIN_SHIFT_TOKENS
+    return {
+        latent: LatentLabel(
+            label=names[int(columns[i])],
+            n_tokens=int(labels[:, i].sum()),
+            f1=f1,
+            null_f1=null[latent] if shown else 1.0,
+        )
+        for latent, (i, f1) in found.items()
+    }
+
+
+def _name(
+    firings: _Firings,
+    labels: Bool[np.ndarray, "token label"],
+    first_half: Bool[np.ndarray, " token"],
+) -> dict[int, tuple[int, float]]:
+    """Of each latent: the label with the largest F1 on one half, and its F1 on the other."""
+    found = {}
+    positives = labels[~first_half].sum(0)
+    for number, cuts, f1 in _best_cuts(firings, labels, first_half):
+        i = int(f1.argmax())
+        start, end = firings.bounds[number]
+        there = ~first_half[firings.token[start:end]] & (firings.value[start:end] >= cuts[i])
+        hits = int(labels[firings.token[start:end][there], i].sum())
+        found[number] = i, 2 * hits / max(int(there.sum()) + int(positives[i]), 1)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +188,30 @@ class _Firings:
         return cls(token[order], value[order], bounds)
 
 
+def _enough(
+    acts: SparseActs,
+    labels: Bool[np.ndarray, "token label"],
+    names: Sequence[str],
+    first_half: Bool[np.ndarray, " token"],
+) -> tuple[Bool[np.ndarray, "token column"], Int[np.ndarray, " column"]]:
+    """The labels that enough tokens of both halves carry, and which these are."""
+    if not len(acts.indices) == len(labels) == len(first_half) or labels.shape[1] != len(names):
+        raise ValueError(
+            f"{len(acts.indices)} tokens of activations, {labels.shape} labels of {len(names)} "
+            f"names and {len(first_half)} marks of the half do not belong together"
+        )
+    enough = np.minimum(labels[first_half].sum(0), labels[~first_half].sum(0)) >= MIN_TOKENS
+    columns = np.flatnonzero(enough)
+    return labels[:, columns], columns
+
+
+def _shifts(n_tokens: int, n_null: int, generator: torch.Generator) -> Iterator[int]:
+    """Random distances to shift labels by; none where the text is too short."""
+    room = n_tokens - 2 * MIN_SHIFT_TOKENS
+    for _ in range(n_null if room > 0 else 0):
+        yield MIN_SHIFT_TOKENS + int(torch.randint(room, (1,), generator=generator))
+
+
 @dataclass(frozen=True, eq=False)
 class _Chosen:
     latent: Int[np.ndarray, " label"]
@@ -137,10 +222,21 @@ def _choose(
     firings: _Firings, labels: Bool[np.ndarray, "token label"], half: Bool[np.ndarray, " token"]
 ) -> _Chosen:
     """The latent and cut of the largest F1 = 2 TP / (said yes + is yes), on the half."""
-    positives = labels[half].sum(0)
     best = np.full(labels.shape[1], -1.0)
     latent = np.zeros(labels.shape[1], dtype=np.int64)
     threshold = np.full(labels.shape[1], np.inf)
+    for number, cuts, found in _best_cuts(firings, labels, half):
+        better = found > best
+        best[better], latent[better] = found[better], number
+        threshold[better] = cuts[better]
+    return _Chosen(latent, threshold)
+
+
+def _best_cuts(
+    firings: _Firings, labels: Bool[np.ndarray, "token label"], half: Bool[np.ndarray, " token"]
+) -> Iterator[tuple[int, Float[np.ndarray, " label"], Float[np.ndarray, " label"]]]:
+    """Of each latent that fires on the half: the best cut for every label, and its F1."""
+    positives = labels[half].sum(0)
     for number, (start, end) in firings.bounds.items():
         here = half[firings.token[start:end]]
         tokens, values = firings.token[start:end][here], firings.value[start:end][here]
@@ -152,11 +248,7 @@ def _choose(
         # Equal activations cannot be cut apart.
         f1[:-1][values[:-1] == values[1:]] = -1.0
         cut = f1.argmax(0)
-        found = f1[cut, np.arange(f1.shape[1])]
-        better = found > best
-        best[better], latent[better] = found[better], number
-        threshold[better] = values[cut[better]]
-    return _Chosen(latent, threshold)
+        yield number, values[cut], f1[cut, np.arange(f1.shape[1])]
 
 
 def _score(
