@@ -24,8 +24,6 @@ from interp.run import CONTEXTUAL, CONTROLS, TRAINED, Run, folder_name
 CARD = "README.md"
 MEANS = "means.safetensors"
 _CFG, _WEIGHTS = "cfg.json", "sae_weights.safetensors"
-_LAYOUT = "6.0.0"
-"""The first sae-lens of this layout; from a file that names none, it forgets the metadata."""
 _FRONT = "---\nlibrary_name: saelens\ntags:\n- sparse-autoencoder\n- superscope\n"
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN (a token that may write)"
 
@@ -173,7 +171,6 @@ def _for_sae_lens(cfg: dict[str, Any], sae: Kept, config: StudyConfig) -> dict[s
     return cfg | {
         "metadata": metadata
         | {
-            "sae_lens_version": _LAYOUT,
             "model_name": sae.model,
             "hook_name": sae.stream.removesuffix(CONTEXTUAL),
             "stream": "contextual" if sae.stream.endswith(CONTEXTUAL) else "all",

@@ -25,6 +25,9 @@ CONFIG_NAME = "cfg.json"
 WEIGHTS_NAME = "sae_weights.safetensors"
 OWN_KEY = "superscope"
 """Key of cfg.json's metadata that holds our configuration and training record."""
+SAE_LENS_LAYOUT = "6.0.0"
+"""The layout of cfg.json, by the first release that reads it; without it sae-lens takes an older one
+and drops the metadata, the hook point among them."""
 RULES: dict[str, tuple[str, ...]] = {
     "topk": (),
     "standard": (),
@@ -170,6 +173,7 @@ def _sae_lens_config(sae: SAE) -> dict[str, Any]:
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {
+            "sae_lens_version": SAE_LENS_LAYOUT,
             "hook_name": sae.cfg.hook_point if sae.cfg else None,
             OWN_KEY: {"config": config, "training": sae.metadata},
         },

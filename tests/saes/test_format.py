@@ -161,6 +161,8 @@ def test_sae_lens_reads_ours_and_we_read_theirs(tmp_path: Path) -> None:
     ours = make_sae()
     save(ours, tmp_path / "ours")
     theirs = sae_lens.SAE.load_from_disk(tmp_path / "ours")
+    assert ours.cfg is not None
+    assert theirs.cfg.metadata.hook_name == ours.cfg.hook_point
     with torch.no_grad():
         assert_agree(ours, theirs)
         # Control: some tokens have fewer than k positive latents, so ReLU matters.
