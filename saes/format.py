@@ -26,8 +26,8 @@ WEIGHTS_NAME = "sae_weights.safetensors"
 OWN_KEY = "superscope"
 """Key of cfg.json's metadata that holds our configuration and training record."""
 SAE_LENS_LAYOUT = "6.0.0"
-"""The layout of cfg.json, by the first release that reads it; without it sae-lens takes an older one
-and drops the metadata, the hook point among them."""
+"""The layout of cfg.json, by the first release that reads it; without it sae-lens takes an older
+one and drops the metadata, the hook point among them."""
 RULES: dict[str, tuple[str, ...]] = {
     "topk": (),
     "standard": (),
