@@ -80,7 +80,12 @@ class StudyConfig(BaseModel):
     chunk_tokens: int = Field(default=65_536, ge=1_024)
     seed: int = Field(default=0, ge=0)
     threads: int = Field(default=0, ge=0)
-    """CPU threads; 0 is replaced by the machine's number of cores, at most 8, and recorded."""
+    """CPU threads of a unit; 0 is replaced by the machine's number of cores, at most 8."""
+
+    executor: Literal["local", "ray"] = "local"
+    """Where units run: one after the other in this process, or as tasks of a Ray cluster."""
+    address: str | None = None
+    """Of the cluster; `auto` finds one that runs here, none starts one for this study."""
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:
@@ -126,6 +131,10 @@ class StudyConfig(BaseModel):
 _QUICK_WIDTHS = (32, 48, 64, 96, 128)
 _NARROWEST = 32
 """Below it the null alone matches too much for a trustworthy count (SCIENCE section 4)."""
+
+
+_HOW = {"threads", "executor", "address"}
+"""Fields that leave a preset what it is."""
 
 
 def _ladder(widths: tuple[int, ...]) -> tuple[str, ...]:
@@ -228,7 +237,7 @@ def resolve_config(what: str, overrides: dict[str, object]) -> StudyConfig:
         elif what in families.names():
             data["family"] = what if set(named) <= set(families.members(what)) else "custom"
     if overrides and base.preset == what:
-        data["preset"] = what if set(overrides) <= {"threads"} else f"{what} (changed)"
+        data["preset"] = what if set(overrides) <= _HOW else f"{what} (changed)"
     return parse_config(data, what)
 
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from interp.config import About, KRule, StudyConfig
 from interp.hook_points import HookPoint
 from interp.run import CONTEXTUAL, TRAINED
+from saes.config import MAX_DEAD_AFTER_TOKENS, SAEConfig
+
+WARM_UP = 0.05
+"""Share of an SAE's tokens over which its learning rate rises."""
+MAIN, HALF = "main", "half"
+"""Roles of an SAE: trained on all tokens, or on half of them to see whether that changes much."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,11 @@ class Spot:
     def stream(self) -> str:
         """Key of the training stream, and the folder of the SAEs."""
         return self.hook_point + (CONTEXTUAL if self.about == "contextual" else "")
+
+    @property
+    def name(self) -> str:
+        """Of files about this group."""
+        return f"{self.stream}.{self.d_sae}.{self.k_rule}"
 
 
 def primary_layer(config: StudyConfig, n_layers: int) -> int:
@@ -81,20 +93,48 @@ def fixed_k(config: StudyConfig, rule: KRule, d_model: int) -> int:
     return min(max(1, wanted), largest_k(d_model))
 
 
+def sae_config(
+    config: StudyConfig, d_model: int, spot: Spot, k: int, *, seed: int, **schedule: Any
+) -> SAEConfig:
+    """One SAE of a spot; `seed` counts from 0 in every study."""
+    return SAEConfig(
+        d_in=d_model,
+        d_sae=spot.d_sae,
+        k=k,
+        hook_point=spot.stream,
+        seed=config.seed * 1000 + seed,
+        **schedule,
+    )
+
+
+def seed_configs(
+    config: StudyConfig, d_model: int, spot: Spot, k: int
+) -> dict[str, list[SAEConfig]]:
+    """Every seed of a spot by role: `main`, and `half` where convergence is checked."""
+    total = config.sae_tokens
+    # The same warm-up and dead threshold in tokens: so a half branches off its main run.
+    dead_after = max(1, min(MAX_DEAD_AFTER_TOKENS, total // 20))
+    schedules: dict[str, dict[str, Any]] = {
+        MAIN: {"n_tokens": total, "lr_warmup_fraction": WARM_UP}
+    }
+    if config.check_convergence:
+        schedules[HALF] = {"n_tokens": total // 2, "lr_warmup_fraction": 2 * WARM_UP}
+    return {
+        role: [
+            sae_config(
+                config, d_model, spot, k, seed=seed, dead_after_tokens=dead_after, **schedule
+            )
+            for seed in range(config.n_seeds)
+        ]
+        for role, schedule in schedules.items()
+    }
+
+
+def longest_budget(config: StudyConfig) -> int:
+    """Training tokens that one model's part reads, before the text is passed over again."""
+    return max(config.sae_tokens, config.means_tokens, config.pilot_tokens)
+
+
 def sae_cost(d_in: int, d_sae: int) -> float:
     """Relative time of one SAE per token: reading the stream, and the encoder's product."""
     return 2e-6 + 4e-12 * d_in * d_sae
-
-
-def expected_work(
-    config: StudyConfig, d_model: int, n_layers: int, control: str = TRAINED
-) -> float:
-    """Relative cost of one model's measurement, for the progress line (about seconds)."""
-    total = 0.0
-    ks = pilot_ks(config, d_model)
-    for spot in spots(config, d_model, n_layers, control):
-        per_token = sae_cost(d_model, spot.d_sae)
-        main = config.n_seeds * config.sae_tokens * (1.5 if config.check_convergence else 1.0)
-        pilots = len(ks) * config.pilot_tokens if spot.k_rule == "fvu" else 0
-        total += per_token * (main + pilots)
-    return total + 2e-5 * config.loss_tokens
