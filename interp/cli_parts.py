@@ -20,7 +20,7 @@ TEXT_HELP = "deps (default), stdlib, a .txt/.jsonl/.parquet file, a folder, or a
 def command(
     commands: Any,
     name: str,
-    call: Callable[[argparse.Namespace], None] | None,
+    call: Callable[[argparse.Namespace], int | None] | None,
     text: str,
     example: str | None = None,
 ) -> argparse.ArgumentParser:

@@ -157,8 +157,8 @@ class Measurement:
         points = list({spot.hook_point: spot for spot in self.spots})
         chunks = capture(self.model, part, points, chunk_tokens=self.config.chunk_tokens)
         noise = Streams(means).with_gaussians(chunks, self.spots).gaussians
-        for stream, one in noise.items():
-            tensors = {"mean": one.mean.contiguous(), "root": one.root.contiguous()}
+        for stream, gaussian in noise.items():
+            tensors = {"mean": gaussian.mean.contiguous(), "root": gaussian.root.contiguous()}
             durable.write(self._moments_file(stream), save(tensors))
 
     def _means(self, part: TokenBlocks) -> dict[int, ContextualMeans]:

@@ -358,6 +358,7 @@ def test_a_run_killed_while_it_writes_is_not_finished(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
+    (out / "report.html").unlink()  # else there is nothing left to do
     with monkeypatch.context() as patch:
         patch.setattr(analysis, "_manifest", killed)
         with pytest.raises(KeyboardInterrupt):
