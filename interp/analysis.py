@@ -15,14 +15,15 @@ import pandas as pd
 from interp import durable, ladder
 from interp.corpora import Corpus
 from interp.errors import StudyFailedError
-from interp.executor import Failure, peak_memory_bytes
+from interp.executor import Failure
 from interp.graph import Graph
-from interp.machine import cpu_name
+from interp.machine import cpu_name, peak_memory_bytes
 from interp.measure import loss_rows
 from interp.provenance import modules, provenance, sources_sha256
 from interp.report import headline, write_report
 from interp.run import (
     CONFIG,
+    NO_RESULT,
     TRAINED,
     RunFolder,
     folder_name,
@@ -82,7 +83,7 @@ def analyse(graph: Graph, corpus: Corpus, command: str, failures: Sequence[Failu
 def _analysis_inputs(graph: Graph, corpus: Corpus, failures: Sequence[Failure]) -> Inputs:
     """Every artifact, the whole config, and all code: what reads rows may change at any time."""
     settings: dict[str, Any] = {
-        "config": json.loads(graph.config.model_dump_json(exclude={"executor", "address"})),
+        "config": json.loads(graph.config.model_dump_json(exclude=set(NO_RESULT))),
         "code_sha256": sources_sha256(
             (package, file)
             for package in ("interp", "interp.report", "saes")

@@ -144,7 +144,7 @@ def _build() -> argparse.ArgumentParser:
         commands,
         "plan",
         _plan,
-        "what a study would cost: operations, bytes, time; measured on a few tokens, nothing kept",
+        "what a study would cost: units, operations, bytes, memory, time; or what would fit",
         "interp plan full --seeds 3",
     )
     plan.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="whose disk")
@@ -307,10 +307,11 @@ def _study(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> None:
     config = _study_config(args)
-    from interp.plan import plan_study, require_room
+    from interp.budgets import require_fit
+    from interp.plan import plan_study
 
     costs = plan_study(config)
-    require_room(costs, args.out, config.n_seeds)
+    require_fit(costs, config, args.out)
     print_costs(costs, as_json=args.json)
 
 

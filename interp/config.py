@@ -90,6 +90,12 @@ class StudyConfig(BaseModel):
     """Where units run: one after the other in this process, or as tasks of a Ray cluster."""
     address: str | None = None
     """Of the cluster; `auto` finds one that runs here, none starts one for this study."""
+    max_memory_gb: float | None = Field(default=None, gt=0)
+    """Budgets that `interp plan` holds the study to: memory of one process,"""
+    max_disk_gb: float | None = Field(default=None, gt=0)
+    """the folder with its scratch space,"""
+    max_hours: float | None = Field(default=None, gt=0)
+    """and the time of all units together on the machine that plans."""
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:
@@ -139,7 +145,7 @@ _NARROWEST = 32
 """Below it the null alone matches too much for a trustworthy count (SCIENCE section 4)."""
 
 
-_HOW = {"threads", "executor", "address"}
+_HOW = {"threads", "executor", "address", "max_memory_gb", "max_disk_gb", "max_hours"}
 """Fields that leave a preset what it is."""
 
 

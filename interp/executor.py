@@ -7,8 +7,6 @@ needs it and nothing else.
 from __future__ import annotations
 
 import errno
-import resource
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -21,7 +19,7 @@ from interp import durable
 from interp.corpora import Corpus
 from interp.errors import NoSpaceError
 from interp.graph import Graph
-from interp.machine import cpu_name
+from interp.machine import cpu_name, peak_memory_bytes
 from interp.measure import Measurement
 from interp.progress import Progress
 from interp.run import write_json
@@ -172,13 +170,6 @@ def run_units(graph: Graph, executor: Executor, progress: Progress) -> list[Fail
     finally:
         executor.close()
     return failures
-
-
-def peak_memory_bytes() -> int:
-    """Of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
-    return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def _dependents(graph: Graph, unit: Unit, among: Sequence[Unit]) -> set[Unit]:

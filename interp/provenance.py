@@ -24,6 +24,7 @@ AFTERWARDS = {
     "__init__.py",
     "analysis.py",
     "bootstrap.py",
+    "budgets.py",
     "calibrate.py",
     "calibrate_cells.py",
     "calibrate_figure.py",

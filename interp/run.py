@@ -27,7 +27,7 @@ CONTROLS = (TWIN, SHUFFLED, GAUSSIAN)
 MAY_GROW = ("models", "twins", "shuffled", "gaussian", "loss_only_models", "n_seeds",
             "d_sae_per_d_model", "other_k_rules")  # fmt: skip
 """More of these leave what was measured as it is, and add units of their own."""
-NO_RESULT = ("executor", "address")
+NO_RESULT = ("executor", "address", "max_memory_gb", "max_disk_gb", "max_hours")
 """Fields that say where and whether a study runs, not what comes out."""
 
 

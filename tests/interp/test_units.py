@@ -353,7 +353,7 @@ def test_a_unit_that_another_process_holds_waits_and_is_then_found_done(
     held = running_file(graph.folder, unit)
     held.touch()
     monkeypatch.setattr(executor, "LINGERING_SECONDS", 0.0)
-    worker = executor.Worker(graph, None, None)  # type: ignore[arg-type]
+    worker = executor.Worker(graph, None, None)
     with only_writer(held):
         failure = worker.run(unit)
     assert failure is not None
@@ -370,7 +370,7 @@ def test_a_worker_whose_model_is_another_says_so(run: Run, config: StudyConfig) 
         for name, source in graph.sources.models.items()
     }
     other = Graph(config, graph.folder, Sources(graph.sources.text_sha256, models))
-    part = measure.Measurement(other, config.models[0], "trained", None, _Silent())  # type: ignore[arg-type]
+    part = measure.Measurement(other, config.models[0], "trained", None, _Silent())
     with pytest.raises(UserError, match="weights_sha256 is another"):
         _ = part.model
 
@@ -385,7 +385,7 @@ def test_status_tells_units_that_run_and_units_that_wait(
     graph = Graph(config, RunFolder(out), graph_of(run).sources)
     pilots = next(unit for unit in graph.units if unit.kind == "pilots")
     for name in ("pilots", "saes"):
-        record_file(graph.folder, Unit(pilots.model, pilots.control, name)).unlink()  # type: ignore[arg-type]
+        record_file(graph.folder, Unit(pilots.model, pilots.control, name)).unlink()
     held = running_file(graph.folder, pilots)
     held.touch()
     with only_writer(held):
