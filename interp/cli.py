@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StudyFailedError as error:
         return _refuse(str(error), DEFECT)
     except KeyboardInterrupt:
-        # Whoever presses again wants what is already happening.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if argv is None:  # whoever presses again wants what is already happening
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("interrupted; run the same line again to go on", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:

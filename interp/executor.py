@@ -133,16 +133,17 @@ class LocalExecutor:
         self._queue.clear()
 
 
-def run_units(graph: Graph, executor: Executor, progress: Progress) -> list[Failure]:
-    """Do every unit that is not done, each as soon as what it needs is; what failed, in order.
+def run_units(
+    graph: Graph, left: Sequence[Unit], executor: Executor, progress: Progress
+) -> list[Failure]:
+    """Do all units that are left, each as soon as what it needs is; what failed, in order.
 
     Raises NoSpaceError when the disk is full, because no other unit could be kept either.
     """
-    waiting = [unit for unit in graph.units if not graph.is_done(unit)]
-    todo = set(waiting)
+    waiting, todo = list(left), set(left)
     works = {unit: graph.work(unit) for unit in graph.units}
-    progress.skip(sum(work for unit, work in works.items() if unit not in todo))
     settled = sum(work for unit, work in works.items() if unit not in todo)
+    progress.skip(settled)
     failures: list[Failure] = []
     running: list[Unit] = []
     try:

@@ -7,6 +7,7 @@ twice finds its unit done, so a machine that dies costs what was under way on it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -75,6 +76,7 @@ class RayExecutor:
             json.dumps(
                 {
                     "config": config.model_dump(mode="json"),
+                    "folder": os.getcwd(),
                     "root": str(graph.folder.root.resolve()),
                     "sources": asdict(graph.sources),
                     "provenance": provenance(corpus.sha256),
@@ -139,6 +141,8 @@ def _do(job: str, unit: Unit) -> Failure | None:
 def _worker(job: str) -> Worker:
     """Raises UserError where this machine would compute something else than the driver's."""
     told = json.loads(job)
+    with contextlib.suppress(OSError):  # names of models and text may be relative to it
+        os.chdir(told["folder"])
     config = StudyConfig.model_validate(told["config"])
     corpus = load_text(config.text)
     here = provenance(corpus.sha256)

@@ -18,7 +18,7 @@ from interp.analysis import add_seconds, analyse
 from interp.config import StudyConfig
 from interp.corpora import Corpus, load_text
 from interp.errors import UserError
-from interp.executor import Executor, LocalExecutor, Worker, run_units
+from interp.executor import Executor, Failure, LocalExecutor, Worker, run_units
 from interp.graph import Graph, ModelSource, Sources
 from interp.measure import sources_of
 from interp.models import load
@@ -64,12 +64,15 @@ def run_study(
         sources.write(folder)
         write_text(folder.under_way, config.to_yaml())
         progress = Progress(sum(map(graph.work, graph.units)), quiet=quiet)
-        executor = _executors(config)(graph, corpus, progress)
-        started = time.monotonic()
-        try:
-            failures = run_units(graph, executor, progress)
-        finally:
-            add_seconds(folder, time.monotonic() - started)
+        left = [unit for unit in graph.units if not graph.is_done(unit)]
+        failures: list[Failure] = []
+        if left:
+            started = time.monotonic()
+            try:
+                executor = _executors(config)(graph, corpus, progress)
+                failures = run_units(graph, left, executor, progress)
+            finally:
+                add_seconds(folder, time.monotonic() - started)
         progress.at("fits and report")
         command = command or f"interp study {config.preset}"
         analyse(graph, corpus, command, failures)
@@ -144,7 +147,9 @@ def _forget(graph: Graph) -> None:
         state = graph.state(unit, verify=True)
         if state.what == "edited" or state.changed:
             record_file(graph.folder, unit).unlink()
-    labels = {unit.label for unit in graph.units}
+    # A version without records left its own files.
+    known = Sources.read(graph.folder) is not None
+    labels = {unit.label for unit in graph.units} if known else set()
     for above in (root / "work", root / "saes"):
         for part in above.glob("*/"):
             if part.name not in labels:

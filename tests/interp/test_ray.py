@@ -171,7 +171,7 @@ def test_no_cluster_is_one_line(config: StudyConfig, tmp_path: Path) -> None:
 
 
 def test_a_worker_of_another_version_is_refused(
-    config: StudyConfig, local: Run, monkeypatch: pytest.MonkeyPatch
+    config: StudyConfig, local: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a cluster: what the worker's side says."""
     import json
@@ -179,10 +179,12 @@ def test_a_worker_of_another_version_is_refused(
 
     from interp import provenance
 
+    monkeypatch.chdir(tmp_path)  # where a worker goes, this process comes back from
     sources = Sources.read(RunFolder(local.path))
     assert sources is not None
     job = {
         "config": config.model_dump(mode="json"),
+        "folder": str(local.path),
         "root": str(local.path),
         "sources": asdict(sources),
         "provenance": provenance.provenance(sources.text_sha256) | {"torch": "1.0"},

@@ -240,15 +240,19 @@ def test_an_artifact_that_is_gone_is_made_again(
 
 
 def test_results_of_a_version_without_records_are_left_alone(
-    config: StudyConfig, out: Path, done: list[str]
+    run: Run, config: StudyConfig, out: Path, done: list[str]
 ) -> None:
     for part in (out / "work").glob("*/"):
         shutil.rmtree(part / "units")
     (out / "work" / "sources.json").unlink()
+    (out / "work" / folder_name(config.models[0], "trained") / "rows.parquet").write_text("old")
     with pytest.raises(UserError, match="kept no records"):
         run_study(config, out, quiet=True)
     assert {part.state for part in status(out).parts} == {"no record"}
     assert done == []
+    run_study(config, out, quiet=True, redo=True)
+    assert bytes_of(out) == bytes_of(run.path)
+    assert not list(out.rglob("rows.parquet"))
 
 
 def test_other_code_is_named_by_the_status_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,6 +324,17 @@ def test_a_study_in_which_nothing_was_measured_has_no_results(
     assert not (tmp_path / "out" / "summary.json").exists()
     line = ["study", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")]
     assert cli.main(line) == 1
+
+
+def test_losses_are_a_result_where_no_sae_could_be_trained(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_in(monkeypatch, "pilots", ValueError("no"))
+    found = run_study(config, tmp_path / "out", quiet=True)
+    assert len(found.failures) == 3
+    assert len(found.models) == 2
+    assert found.packing.empty
+    assert (found.path / "report.html").exists()
 
 
 @pytest.mark.parametrize(
