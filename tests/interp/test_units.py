@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,15 @@ def test_other_code_is_named_by_the_status_too(run: Run, monkeypatch: pytest.Mon
 
 
 # Failures
+
+
+def test_ray_that_is_not_installed_is_one_line(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    away = config.model_copy(update={"executor": "ray"})
+    with pytest.raises(UserError, match=r"pip install 'superscope\[ray\]'"):
+        run_study(away, tmp_path / "out", quiet=True)
 
 
 def fail_in(monkeypatch: pytest.MonkeyPatch, where: str, error: Exception) -> None:
