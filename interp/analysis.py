@@ -35,10 +35,14 @@ from interp.summary import summarise, tidy
 from interp.units import Inputs, Record, Unit, files_of, read_record, write_record
 
 TABLES = ("results.parquet", "models.json", "manifest.json", "summary.json")
+"""What it leaves beside figures and report, which can be drawn again from these."""
 
 
 def analyse(graph: Graph, corpus: Corpus, command: str, failures: Sequence[Failure]) -> None:
-    """Write them, unless they are there and nothing that they rest on has changed."""
+    """Write the tables and the report, unless they are there and what they rest on is the same.
+
+    Raises StudyFailedError where nothing was measured.
+    """
     root, config = graph.folder.root, graph.config
     record_path = root / "work" / "analysis.json"
     inputs = _analysis_inputs(graph, corpus, failures)
@@ -64,7 +68,7 @@ def analyse(graph: Graph, corpus: Corpus, command: str, failures: Sequence[Failu
     results = tidy(rows, facts)
     write_table(root / "results.parquet", results)
     summary = summarise(results, facts, config, corpus.warnings)
-    lost = _lost(graph, failures)
+    lost = list(map(_lost, failures))
     summary["warnings"] = [*map(_told, lost), *_hardware(graph), *summary["warnings"]]
     if lost:
         summary["failures"] = lost
@@ -122,16 +126,10 @@ def _measured(graph: Graph) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     return pd.concat([pd.DataFrame(rows), *frames]), facts
 
 
-def _lost(graph: Graph, failures: Sequence[Failure]) -> list[dict[str, str]]:
-    """A line for every failure, with what could not be measured for it."""
-    found = []
-    for failure in failures:
-        unit = failure.unit
-        found.append(
-            {"model": unit.model, "control": unit.control, "unit": unit.name}
-            | {"error": failure.error}
-        )
-    return found
+def _lost(failure: Failure) -> dict[str, str]:
+    unit = failure.unit
+    who = {"model": unit.model, "control": unit.control}
+    return who | {"unit": unit.name, "error": failure.error}
 
 
 def _told(lost: dict[str, str]) -> str:

@@ -349,7 +349,7 @@ def _status(args: argparse.Namespace) -> None:
     done = f"{found.n_done} of {len(found.parts)} parts done"
     units = ", ".join(f"{n} {what}" for what, n in found.n_units.most_common())
     print(f"{done}; {summary}; {state}; {found.seconds / 60:.1f} minutes spent")
-    print(f"units: {units or 'not known before the first sitting'}")
+    print(f"units: {units or 'no records'}")
     print_table(rows, "")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,8 @@ from typing import Any, Literal
 from interp import durable
 from interp.config import StudyConfig
 from interp.provenance import provenance
-from interp.run import CONTROLS, GAUSSIAN, SHUFFLED, TRAINED, TWIN, RunFolder, write_json
+from interp.run import CONTROLS, GAUSSIAN, SHUFFLED, TRAINED, TWIN, RunFolder
+from interp.sources import Sources
 from interp.spots import Spot, fixed_k, longest_budget, pilot_ks, sae_cost, seed_configs, spots
 from interp.units import (
     Inputs,
@@ -24,45 +25,6 @@ from interp.units import (
     read_record,
     record_file,
 )
-
-SOURCES = "sources.json"
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """What units depend on of a model, known without running it."""
-
-    d_model: int
-    n_layers: int
-    weights_sha256: str
-    config_sha256: str
-    tokenizer_sha256: str
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What determines a study beside its config: the text and the models behind their names."""
-
-    text_sha256: str
-    models: Mapping[str, ModelSource]
-
-    def write(self, folder: RunFolder) -> None:
-        (folder.root / "work").mkdir(exist_ok=True)
-        write_json(folder.root / "work" / SOURCES, asdict(self))
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Sources:
-        """What `dataclasses.asdict` made of one."""
-        models = {name: ModelSource(**one) for name, one in data["models"].items()}
-        return cls(data["text_sha256"], models)
-
-    @classmethod
-    def read(cls, folder: RunFolder) -> Sources | None:
-        """As the last sitting found them; None before the first."""
-        try:
-            return cls.from_json(json.loads((folder.root / "work" / SOURCES).read_text()))
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
 
 
 @dataclass(frozen=True)

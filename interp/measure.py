@@ -7,7 +7,6 @@ units before it have left, and keeps the model and its streams for the unit afte
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Collection, Mapping
 from functools import cached_property
@@ -33,6 +32,7 @@ from interp.models import Model, load
 from interp.progress import Progress
 from interp.provenance import provenance
 from interp.run import GAUSSIAN, SHUFFLED, TWIN, write_json, write_table
+from interp.sources import ModelSource
 from interp.spot_training import SpotTraining
 from interp.spots import HALF, MAIN, Spot, longest_budget, seed_configs, spots
 from interp.streams import Streams
@@ -73,9 +73,9 @@ class Measurement:
     def model(self) -> Model:
         self.progress.at(f"{self.label}: loading")
         model = load(self.name)
-        found = sources_of(model)
-        for key, sha256 in vars(self.graph.sources.models[self.name]).items():
-            if found.get(key, sha256) != sha256:
+        expected = vars(self.graph.sources.models[self.name])
+        for key, value in vars(ModelSource.of(model)).items():
+            if value != expected[key]:
                 raise UserError(f"{self.name}: its {key} is another than when the study began")
         return random_init_twin(model, self.config.seed) if self.control == TWIN else model
 
@@ -280,19 +280,3 @@ def loss_rows(facts: Mapping[str, Any], control: str) -> list[dict[str, Any]]:
             | {"value": facts[quantity], "ci_low": low, "ci_high": high}
         )
     return rows
-
-
-def sources_of(model: Model) -> dict[str, str]:
-    """Hashes of what a result depends on beside the text: weights, config, tokenizer."""
-    config = model.hf.config.to_dict()
-    # Where it was loaded from and by which version says nothing about what it computes.
-    told = {
-        k: v for k, v in config.items() if not k.startswith("_") and k != "transformers_version"
-    }
-    text = json.dumps(told, sort_keys=True, default=str)
-    tokenizer = f"{model.tokenizer.backend_tokenizer.to_str()}/{model.bos_id}"
-    return {
-        "weights_sha256": model.weights_sha256,
-        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "tokenizer_sha256": hashlib.sha256(tokenizer.encode()).hexdigest(),
-    }

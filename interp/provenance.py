@@ -87,6 +87,7 @@ AFTERWARDS = {
     "scaling_end.py",
     "seed_richness.py",
     "separable.py",
+    "sources.py",
     "store.py",
     "status.py",
     "study.py",

@@ -20,10 +20,11 @@ from interp.config import StudyConfig
 from interp.corpora import Corpus, load_text
 from interp.errors import UserError
 from interp.executor import Failure, Worker
-from interp.graph import Graph, Sources, short
+from interp.graph import Graph, short
 from interp.progress import Progress
 from interp.provenance import provenance
 from interp.run import RunFolder
+from interp.sources import Sources
 from interp.units import Unit
 
 RETRIES = 3

@@ -14,8 +14,9 @@ from pathlib import Path
 from interp import durable
 from interp.config import StudyConfig, read_config
 from interp.errors import UserError
-from interp.graph import Graph, Sources, parts_of
+from interp.graph import Graph, parts_of
 from interp.run import CONFIG, RunFolder
+from interp.sources import Sources
 from interp.units import Unit, record_file, running_file
 
 
@@ -87,12 +88,7 @@ def status(root: Path) -> Status:
 def _parts(config: StudyConfig, folder: RunFolder) -> list[PartStatus]:
     sources = Sources.read(folder)
     if sources is None:
-        finished = (folder.root / "summary.json").is_file()
-        detail = "measured by a version that kept no records of units" if finished else ""
-        return [
-            PartStatus(model, control, "no record" if finished else "left", detail, None, ())
-            for model, control, _ in parts_of(config)
-        ]
+        return [_unrecorded(folder, model, control) for model, control, _ in parts_of(config)]
     graph = Graph(config, folder, sources)
     found = []
     for model, control, _ in parts_of(config):
@@ -107,6 +103,14 @@ def _parts(config: StudyConfig, folder: RunFolder) -> list[PartStatus]:
             )
         )  # fmt: skip
     return found
+
+
+def _unrecorded(folder: RunFolder, model: str, control: str) -> PartStatus:
+    """Of a folder whose units have no records: new, or of an earlier version."""
+    if not (folder.work(model, control) / "model.json").exists():
+        return PartStatus(model, control, "left", "", None, ())
+    detail = "measured by a version that kept no records of units"
+    return PartStatus(model, control, "no record", detail, None, ())
 
 
 def _unit(graph: Graph, unit: Unit) -> UnitStatus:

@@ -19,12 +19,12 @@ from interp.config import StudyConfig
 from interp.corpora import Corpus, load_text
 from interp.errors import UserError
 from interp.executor import Executor, Failure, LocalExecutor, Worker, run_units
-from interp.graph import Graph, ModelSource, Sources
-from interp.measure import sources_of
+from interp.graph import Graph
 from interp.models import load
 from interp.progress import Progress
 from interp.provenance import provenance
 from interp.run import Run, RunFolder, open_run, write_text
+from interp.sources import ModelSource, Sources
 from interp.tokens import Split, tokens
 from interp.units import record_file
 
@@ -103,7 +103,7 @@ def _check_models(config: StudyConfig, corpus: Corpus) -> Sources:
             )
         for split in SPLITS:
             tokens(corpus, model, n_tokens=2 * model.n_ctx, split=split, seed=config.seed)
-        known[name] = ModelSource(model.d_model, model.n_layers, **sources_of(model))
+        known[name] = ModelSource.of(model)
         del model
     return Sources(corpus.sha256, known)
 

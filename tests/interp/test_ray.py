@@ -17,8 +17,9 @@ from interp import ray_executor
 from interp.config import StudyConfig
 from interp.errors import UserError
 from interp.executor import Failure
-from interp.graph import Graph, Sources
+from interp.graph import Graph
 from interp.run import Run, RunFolder
+from interp.sources import Sources
 from interp.study import run_study
 from interp.units import Unit, running_file
 

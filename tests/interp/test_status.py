@@ -13,8 +13,9 @@ from interp.cli import main
 from interp.config import StudyConfig
 from interp.durable import is_held, only_writer
 from interp.errors import UserError
-from interp.graph import Graph, ModelSource, Sources, parts_of
+from interp.graph import Graph, parts_of
 from interp.run import CONFIG, RunFolder
+from interp.sources import ModelSource, Sources
 from interp.status import ago, status
 from interp.units import Record, Unit, failure_file, files_of, record_file, write_record
 

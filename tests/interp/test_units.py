@@ -18,8 +18,9 @@ from interp import analysis, cli, durable, executor, measure, provenance
 from interp.config import StudyConfig
 from interp.durable import only_writer
 from interp.errors import NoSpaceError, StudyFailedError, UserError
-from interp.graph import Graph, Sources
+from interp.graph import Graph
 from interp.run import Run, RunFolder, folder_name, open_run
+from interp.sources import Sources
 from interp.status import status
 from interp.study import run_study
 from interp.units import Inputs, Record, Unit, read_record, record_file, running_file, write_record
