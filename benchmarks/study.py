@@ -114,7 +114,7 @@ def ray_sides(tokens: int) -> dict[str, Side]:
     """Four models of one thread each, here and on a cluster of one and of two CPUs."""
     config = base(tokens, 1).model_copy(update={"models": WIDTHS, "other_layers": False})
     ray = config.model_copy(update={"executor": "ray"})
-    workers = {f"ray, {n} of 1 CPU": Side(ray, ("--ray-cpus", str(n))) for n in (1, 2)}
+    workers = {f"ray, {n} CPUs": Side(ray, ("--ray-cpus", str(n))) for n in (1, 2)}
     return {"local": Side(config), **workers}
 
 

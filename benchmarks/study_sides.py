@@ -114,7 +114,7 @@ def main() -> None:
     if args.ray_cpus:
         import ray
 
-        ray.init(num_cpus=args.ray_cpus, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=args.ray_cpus, include_dashboard=False, log_to_driver=False)
     config = read_config(args.config)
     if args.trainer == "sae-lens":
         import sae_lens  # noqa: F401  # seconds that are no part of the work

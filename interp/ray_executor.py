@@ -54,7 +54,7 @@ class RayExecutor:
         if self._started:
             try:
                 ray.init(
-                    address=config.address,
+                    address=config.address or "local",  # not one that happens to run here
                     include_dashboard=False if config.address is None else None,
                     log_to_driver=False,
                     logging_level="error",

@@ -165,6 +165,16 @@ def test_a_unit_wider_than_every_machine_is_refused(
         run_study(wide, tmp_path / "ray", quiet=True)
 
 
+def test_without_an_address_a_cluster_of_its_own_is_started(
+    config: StudyConfig, local: Run, tmp_path: Path
+) -> None:
+    alone = config.model_copy(update={"executor": "ray"})
+    run = run_study(alone, tmp_path / "ray", quiet=True)
+    assert not ray.is_initialized()
+    table = "results.parquet"
+    assert (run.path / table).read_bytes() == (local.path / table).read_bytes()
+
+
 def test_no_cluster_is_one_line(config: StudyConfig, tmp_path: Path) -> None:
     nowhere = config.model_copy(update={"executor": "ray", "address": "auto"})
     with pytest.raises(UserError, match="no Ray cluster at 'auto'"):
