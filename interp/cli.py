@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,18 +33,22 @@ from interp.cli_parts import (
     print_json,
     print_table,
 )
-from interp.errors import UserError
+from interp.errors import StudyFailedError, UserError
 from saes.options import OneLineParser
 
 if TYPE_CHECKING:
     from interp.config import StudyConfig
 
+DEFECT = 1
 INTERRUPTED = 130
 _LOSS_TOKENS = 262_144
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Status: 0 done, 2 wrong input, 130 interrupted; a defect raises."""
+    """Run one command. Status: 0 done, 1 some of it failed, 2 wrong input, 130 interrupted.
+
+    A defect raises, which is status 1 too.
+    """
     parser = build_parser()
     args = parser.parse_args(argv)
     if not hasattr(args, "call"):
@@ -51,10 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        args.call(args)
+        return args.call(args) or 0
     except UserError as error:
         return _refuse(str(error))
+    except StudyFailedError as error:
+        return _refuse(str(error), DEFECT)
     except KeyboardInterrupt:
+        if argv is None:  # whoever presses again wants what is already happening
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("interrupted; run the same line again to go on", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
@@ -64,12 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if type(error).__name__ == "SAEError":  # named, so that `--help` need not import saes
             return _refuse(str(error))
         raise
-    return 0
 
 
-def _refuse(message: str) -> int:
+def _refuse(message: str, exit_status: int = USER_ERROR) -> int:
     print(f"interp: {' '.join(message.split())}", file=sys.stderr)
-    return USER_ERROR
+    return exit_status
 
 
 def build_parser() -> OneLineParser:
@@ -127,13 +135,27 @@ def build_parser() -> OneLineParser:
         "interp study quick --out runs/quick",
     )
     study.add_argument("--out", type=Path, metavar="DIR", help="default: runs/PRESET")
+    study.add_argument(
+        "--redo",
+        action="store_true",
+        help="where DIR holds another study or its inputs have changed: do again what depends on "
+        "that",
+    )
+    study.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        help="where units run: here, one by one (default), or as tasks of a Ray cluster",
+    )
+    study.add_argument(
+        "--address", metavar="HOST:PORT", help="the Ray cluster, or auto; implies --executor ray"
+    )
     _study_options(study)
 
     plan = command(
         commands,
         "plan",
         _plan,
-        "what a study would cost: operations, bytes, time; measured on a few tokens, nothing kept",
+        "what a study would cost: units, operations, bytes, memory, time; or what would fit",
         "interp plan full --seeds 3",
     )
     plan.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="whose disk")
@@ -149,8 +171,13 @@ def build_parser() -> OneLineParser:
     )
     report.add_argument("dir", type=Path, metavar="DIR", help="a finished study")
 
-    status = command(commands, "status", _status, "what of a study is done, under way and left",
-                     "interp status runs/full")  # fmt: skip
+    status = command(
+        commands,
+        "status",
+        _status,
+        "what of a study is done, running, failed and left, and why it would run again",
+        "interp status runs/full",
+    )
     status.add_argument("dir", type=Path, metavar="DIR", help="a study's folder, finished or not")
     json_flag(status)
 
@@ -216,6 +243,8 @@ def _study_config(args: argparse.Namespace) -> StudyConfig:
         "sae_tokens": args.tokens,
         "n_seeds": args.seeds,
         "threads": args.threads,
+        "executor": "ray" if getattr(args, "address", None) else getattr(args, "executor", None),
+        "address": getattr(args, "address", None),
     }
     return resolve_config(args.what, {k: v for k, v in overrides.items() if v is not None})
 
@@ -281,23 +310,30 @@ def _loss(args: argparse.Namespace) -> None:
     print_table(shown, f"loss on {corpus.name} ({args.split} documents)")
 
 
-def _study(args: argparse.Namespace) -> None:
+def _study(args: argparse.Namespace) -> int:
     config = _study_config(args)
     out = args.out or Path("runs") / Path(args.what).stem
     from interp.study import run_study
 
     words = list(sys.argv[1:]) if sys.argv[0].endswith("interp") else ["study"]
-    run = run_study(config, out, command=shlex.join(["interp", *words]))
+    run = run_study(config, out, command=shlex.join(["interp", *words]), redo=args.redo)
     print(run.summary["headline"])
     print(f"report: {out / 'report.html'}")
+    for lost in run.failures:
+        print(
+            f"interp: failed: {lost['model']} ({lost['control']}, {lost['unit']}): {lost['error']}",
+            file=sys.stderr,
+        )
+    return DEFECT if run.failures else 0
 
 
 def _plan(args: argparse.Namespace) -> None:
     config = _study_config(args)
-    from interp.plan import plan_study, require_room
+    from interp.budgets import require_fit
+    from interp.plan import plan_study
 
     costs = plan_study(config)
-    require_room(costs, args.out, config.n_seeds)
+    require_fit(costs, config, args.out)
     print_costs(costs, as_json=args.json)
 
 
@@ -314,15 +350,18 @@ def _status(args: argparse.Namespace) -> None:
 
     found = status(args.dir)
     if args.json:
+        parts = [
+            vars(part) | {"units": [vars(unit) for unit in part.units]} for part in found.parts
+        ]
         print_json(
-            vars(found) | {"parts": [vars(part) for part in found.parts], "n_done": found.n_done}
+            vars(found) | {"parts": parts, "n_done": found.n_done, "n_units": dict(found.n_units)}
         )
         return
     rows = [
         {
             "part": part.model if part.control == "trained" else f"{part.model}, {part.control}",
             "state": part.state,
-            "what there is": part.detail,
+            "what there is, or why it would run again": part.detail,
             "changed": ago(part.changed),
         }
         for part in found.parts
@@ -330,7 +369,9 @@ def _status(args: argparse.Namespace) -> None:
     state = "a process is at it" if found.running else "no process is at it"
     summary = "report written" if found.finished else "no report yet"
     done = f"{found.n_done} of {len(found.parts)} parts done"
+    units = ", ".join(f"{n} {what}" for what, n in found.n_units.most_common())
     print(f"{done}; {summary}; {state}; {found.seconds / 60:.1f} minutes spent")
+    print(f"units: {units or 'no records'}")
     print_table(rows, "")
 
 

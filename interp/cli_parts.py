@@ -22,7 +22,7 @@ TEXT_HELP = "deps (default), stdlib, a .txt/.jsonl/.parquet file, a folder, or a
 def command(
     commands: Any,
     name: str,
-    call: Callable[[argparse.Namespace], None] | None,
+    call: Callable[[argparse.Namespace], int | None] | None,
     text: str,
     example: str,
 ) -> OneLineParser:
@@ -105,6 +105,8 @@ def print_costs(costs: list[Cost], *, as_json: bool) -> None:
         "n_bytes": sum(c.n_bytes for c in costs),
         "scratch_bytes": max(c.scratch_bytes for c in costs),
         "seconds": sum(c.seconds for c in costs),
+        "memory_bytes": max(c.memory_bytes for c in costs),
+        "n_units": sum(c.n_units for c in costs),
     }
     if as_json:
         print_json({"parts": [vars(c) for c in costs], "total": total})
@@ -113,9 +115,11 @@ def print_costs(costs: list[Cost], *, as_json: bool) -> None:
     shown = [
         {
             "part": row["what"],
+            **({"units": row["n_units"]} if total["n_units"] else {}),
             "TFLOP": f"{row['flops'] / 1e12:,.3g}",
             "MB": f"{row['n_bytes'] / 1e6:,.1f}",
             "scratch MB": f"{row['scratch_bytes'] / 1e6:,.1f}",
+            **({"peak MB": f"{row['memory_bytes'] / 1e6:,.0f}"} if total["n_units"] else {}),
             "minutes": f"{row['seconds'] / 60:,.1f}",
         }
         for row in rows

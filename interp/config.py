@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +20,7 @@ from interp.errors import UserError
 
 About = Literal["all", "contextual"]
 KRule = Literal["fvu", "constant", "proportional"]
+_WRITTEN_BY = "# superscope "
 
 
 class StudyConfig(BaseModel):
@@ -86,7 +90,18 @@ class StudyConfig(BaseModel):
     chunk_tokens: int = Field(default=65_536, ge=1_024)
     seed: int = Field(default=0, ge=0)
     threads: int = Field(default=0, ge=0)
-    """CPU threads; 0 is replaced by the machine's number of cores, at most 8, and recorded."""
+    """CPU threads of a unit; 0 is replaced by the machine's number of cores, at most 8."""
+
+    executor: Literal["local", "ray"] = "local"
+    """Where units run: one after the other in this process, or as tasks of a Ray cluster."""
+    address: str | None = None
+    """Of the cluster; `auto` finds one that runs here, none starts one for this study."""
+    max_memory_gb: float | None = Field(default=None, gt=0)
+    """Budgets that `interp plan` holds the study to: memory of one process,"""
+    max_disk_gb: float | None = Field(default=None, gt=0)
+    """the folder with its scratch space,"""
+    max_hours: float | None = Field(default=None, gt=0)
+    """and the time of all units together on the machine that plans."""
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:
@@ -126,12 +141,18 @@ class StudyConfig(BaseModel):
         return self.model_copy(update={"threads": min(os.cpu_count() or 1, 8)})
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        """With the version that wrote it, for the day when a field is not known any more."""
+        fields = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return f"{_WRITTEN_BY}{metadata.version('superscope')}\n{fields}"
 
 
 _QUICK_WIDTHS = (32, 48, 64, 96, 128)
 _NARROWEST = 32
 """Below it the null alone matches too much for a trustworthy count (SCIENCE section 4)."""
+
+
+_HOW = {"threads", "executor", "address", "max_memory_gb", "max_disk_gb", "max_hours"}
+"""Fields that leave a preset what it is."""
 
 
 def _ladder(widths: tuple[int, ...]) -> tuple[str, ...]:
@@ -197,16 +218,24 @@ PRESETS: dict[str, StudyConfig] = {
 
 
 def read_config(path: Path) -> StudyConfig:
-    """A study's YAML file. Raises UserError, in one line that names the field, when it is wrong."""
+    """A study's YAML file. Raises UserError, in one line that names field and line, when wrong."""
     try:
-        data = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        data, lines = yaml.safe_load(text), _lines(yaml.compose(text))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(
             f"{path}: cannot be read as YAML ({_first_line(error)}); mend it"
         ) from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected `field: value` lines; see `interp study --help`")
-    return parse_config(data, str(path))
+    try:
+        return parse_config(data, str(path), lines)
+    except UserError as error:
+        first, version = text.partition("\n")[0], metadata.version("superscope")
+        if not first.startswith(_WRITTEN_BY) or first == f"{_WRITTEN_BY}{version}":
+            raise
+        told = f"the file was written by {first.removeprefix('# ')}, this is {version}"
+        raise UserError(f"{error} ({told})") from None
 
 
 def resolve_config(what: str, overrides: dict[str, object]) -> StudyConfig:
@@ -238,21 +267,53 @@ def resolve_config(what: str, overrides: dict[str, object]) -> StudyConfig:
         elif what in families.names():
             data["family"] = what if set(named) <= set(families.members(what)) else "custom"
     if overrides and base.preset == what:
-        data["preset"] = what if set(overrides) <= {"threads"} else f"{what} (changed)"
+        data["preset"] = what if set(overrides) <= _HOW else f"{what} (changed)"
     return parse_config(data, what)
 
 
-def parse_config(data: dict[str, object], where: str) -> StudyConfig:
-    """A validated config from plain data. Raises UserError naming the first wrong field."""
+def parse_config(
+    data: dict[str, object], where: str, lines: Mapping[tuple[str | int, ...], int] | None = None
+) -> StudyConfig:
+    """A validated config from plain data. Raises UserError naming the first wrong field.
+
+    lines: of the file that the data come from, by the path of field and entry.
+    """
+    lines = lines or {}
     try:
         return StudyConfig.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
+        at = first["loc"]
+        message = first["msg"].removeprefix("Value error, ")
+        if not at:  # fields that do not go together: the first that the message names
+            named = re.findall(r"\w+", message)
+            at = next(((word,) for word in named if (word,) in lines), ())
+            field = ""
+        else:
+            field = ".".join(str(part) for part in at)
+        line = lines.get(at) or lines.get(at[:1])
+        where = f"{where}, line {line}" if line else where
         if first["type"] == "extra_forbidden":
             raise UserError(f"{where}: unknown field {field!r}; remove or correct it") from None
-        message = first["msg"].removeprefix("Value error, ")
         raise UserError(f"{where}: {field + ': ' if field else ''}{message}") from None
+
+
+def _lines(node: yaml.Node | None) -> dict[tuple[str | int, ...], int]:
+    """Where every field of a document stands, and every entry of its lists.
+
+    Raises YAMLError for a field that is there twice, which YAML's own reader passes over.
+    """
+    found: dict[tuple[str | int, ...], int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if (key.value,) in found:
+            raise yaml.YAMLError(
+                f"{key.value} stands in line {found[key.value,]} and again in line "
+                f"{key.start_mark.line + 1}"
+            )
+        found[key.value,] = key.start_mark.line + 1
+        for i, entry in enumerate(value.value if isinstance(value, yaml.SequenceNode) else ()):
+            found[key.value, i] = entry.start_mark.line + 1
+    return found
 
 
 def _first_line(error: Exception) -> str:

@@ -6,11 +6,12 @@ import errno
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from interp.errors import UserError
+from interp.errors import NoSpaceError, UserError
 
 _PARTIAL = ".partial"
 
@@ -31,7 +32,7 @@ def write(path: Path, data: bytes) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
+            raise NoSpaceError(
                 f"{path}: no space left for its {len(data):,} bytes; what was written before is "
                 "usable: free some space and run the same line again to go on"
             ) from error
@@ -55,23 +56,31 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold `folder` against other writers; released by the system when the process dies.
+def only_writer(folder: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Hold `folder`, or a file, against other writers; let go by the system if the process dies.
 
-    The lock is on the folder itself, so it leaves no file. Raises UserError when another has it.
+    The lock is on the path itself, so it leaves no file. Raises UserError when another has it,
+    and still has it after the wait.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise UserError(
-            f"{folder}: another process is writing there; wait for it or choose another folder"
-        ) from error
-    try:
+        _lock(handle, folder, time.monotonic() + wait_seconds)
         yield
     finally:
         os.close(handle)
+
+
+def _lock(handle: int, folder: Path, deadline: float) -> None:
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"{folder}: another process is writing there; wait for it or choose another "
+                    "folder"
+                ) from error
+            time.sleep(0.2)
 
 
 def is_held(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The one exception that means: the user's input was wrong."""
+"""The exceptions that mean something to the command line."""
 
 
 class UserError(Exception):
@@ -6,3 +6,11 @@ class UserError(Exception):
 
     The command line prints it on stderr and exits with status 2.
     """
+
+
+class NoSpaceError(UserError):
+    """The disk is full: nothing else can be done either until there is room."""
+
+
+class StudyFailedError(Exception):
+    """Not one model of a study could be measured. Exit status 1."""

@@ -1,262 +1,291 @@
-"""Everything a study measures on one model (or its random twin): activations in, tidy rows out.
+"""The units of one part of a study, done: activations in, artifacts and tidy rows out.
 
-Stages, each an atomic artifact that is not redone when found: loss, means of the stream, pilots
-that choose k, training of all SAEs on one stream of activations, held-out measurement.
+Every method does one kind of unit (`interp.units`) on one model or a control of it, reads what the
+units before it have left, and keeps the model and its streams for the unit after it.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from safetensors.torch import load_file, save
 
 import saes
+from interp import durable
 from interp.capture import capture
 from interp.config import StudyConfig
 from interp.contextual import ContextualFitter, ContextualMeans
-from interp.controls import random_init_twin, shuffle_tokens_within_documents
+from interp.controls import MatchedGaussian, random_init_twin, shuffle_tokens_within_documents
 from interp.corpora import Corpus
 from interp.errors import UserError
+from interp.graph import Graph
 from interp.held_out import HeldOut, pilot_rows, sae_rows, splice_rows
 from interp.hook_points import HookPoint
 from interp.loss import loss
 from interp.models import Model, load
 from interp.progress import Progress
 from interp.provenance import provenance
-from interp.run import GAUSSIAN, SHUFFLED, TWIN, RunFolder, folder_name, write_json, write_table
-from interp.spot_training import Pilot, SpotTraining
-from interp.spots import Spot, sae_tokens, spots
+from interp.run import GAUSSIAN, SHUFFLED, TWIN, write_json, write_table
+from interp.sources import ModelSource
+from interp.spot_training import SpotTraining
+from interp.spots import HALF, MAIN, Spot, longest_budget, sae_tokens, seed_configs, spots
 from interp.streams import Streams
 from interp.tokens import Split, TokenBlocks, tokens
+from interp.units import Unit, files_of
 from saes.sae import SAE
 
 
 class Measurement:
-    """One model's (or twin's) part of a study."""
+    """One model's (or control's) part of a study."""
 
     def __init__(
-        self,
-        config: StudyConfig,
-        name: str,
-        control: str,
-        corpus: Corpus,
-        folder: RunFolder,
-        progress: Progress,
+        self, graph: Graph, name: str, control: str, corpus: Corpus, progress: Progress
     ) -> None:
-        self.config, self.name, self.control = config, name, control
-        self.corpus, self.folder, self.progress = corpus, folder, progress
-        self.work = folder.work(name, control)
-        self.label = folder_name(name, control)
+        self.graph, self.name, self.control = graph, name, control
+        self.corpus, self.progress = corpus, progress
+        self.config: StudyConfig = graph.config
+        self.folder = graph.folder
+        self.work = self.folder.work(name, control)
+        self.label = Unit(name, control, "loss").label
+        self._tokenized: dict[tuple[int, Split], TokenBlocks] = {}
 
-    @property
-    def rows_file(self) -> Path:
-        return self.work / "rows.parquet"
+    def run(self, unit: Unit) -> None:
+        """Make the unit's artifacts; items that come out as they are there stay."""
+        kept = self.graph.kept(unit)
+        if unit.spot is not None:
+            self._sae_rows(unit, unit.spot)
+        elif unit.kind == "loss":
+            self._loss()
+        elif unit.kind == "streams":
+            self._fit_streams()
+        elif unit.kind == "pilots":
+            self._pilots(unit, kept)
+        else:
+            self._train(unit, kept)
 
-    @property
-    def facts_file(self) -> Path:
-        return self.work / "model.json"
-
-    def check(self, weights_sha256: str) -> None:
-        """Raise UserError where parts found were measured under other circumstances."""
-        if not self.facts_file.exists():
-            return
-        facts, now = self.facts(), provenance(self.corpus.sha256)
-        found = dict(facts["provenance"])
-        if self.control != TWIN:
-            found, now = (
-                one | {"weights_sha256": sha}
-                for one, sha in ((found, facts["weights_sha256"]), (now, weights_sha256))
-            )
-        for key in sorted(now.keys() | found.keys()):
-            if found.get(key) != now.get(key):
-                raise UserError(
-                    f"{self.folder.root}: {self.label} was measured with {key} "
-                    f"{_short(found.get(key))}, now it is {_short(now.get(key))}; go back to that, "
-                    "or choose another --out"
-                )
-
-    @property
-    def finished(self) -> bool:
-        return self.rows_file.exists() and self.facts_file.exists()
-
-    def facts(self) -> dict[str, Any]:
-        """Sizes, losses and hashes of the model."""
-        return json.loads(self.facts_file.read_text())
-
-    def drop_checkpoints(self) -> None:
-        """Training state is only needed until the rows are written."""
-        for stage in ("confirming", "training"):
-            shutil.rmtree(self.work / stage, ignore_errors=True)
-
-    def run(self, *, with_saes: bool) -> None:
-        """Do what is not done yet. Afterwards `rows_file` and `facts_file` exist."""
-        if self.finished:
-            return
-        self.work.mkdir(parents=True, exist_ok=True)
+    @cached_property
+    def model(self) -> Model:
         self.progress.at(f"{self.label}: loading")
         model = load(self.name)
-        if self.control == TWIN:
-            model = random_init_twin(model, self.config.seed)
-        rows = self._loss_rows(model)
-        if with_saes:
-            rows += self._sae_rows(model)
-        write_table(self.rows_file, pd.DataFrame(rows))
-        self.drop_checkpoints()
+        expected = vars(self.graph.sources.models[self.name])
+        for key, value in vars(ModelSource.of(model)).items():
+            if value != expected[key]:
+                raise UserError(f"{self.name}: its {key} is another than when the study began")
+        return random_init_twin(model, self.config.seed) if self.control == TWIN else model
 
-    def _row(self, quantity: Any, value: Any, **more: Any) -> dict[str, Any]:
-        return {
-            "control": self.control,
-            "model": self.name,
-            "quantity": quantity,
-            "value": value,
-            **more,
-        }
+    @cached_property
+    def spots(self) -> list[Spot]:
+        return spots(self.config, self.model.d_model, self.model.n_layers, self.control)
 
-    def _blocks(self, model: Model, n_tokens: int, split: Split) -> TokenBlocks:
-        seed = self.config.seed
-        blocks = tokens(self.corpus, model, n_tokens=n_tokens, split=split, seed=seed)
-        return shuffle_tokens_within_documents(blocks, seed) if self.control == SHUFFLED else blocks
+    @cached_property
+    def train_blocks(self) -> TokenBlocks:
+        # The stream leaves some positions out; a short text is passed over more than once.
+        wanted = int(longest_budget(self.config) * 1.02) + self.model.n_ctx
+        return self._blocks(wanted, "train")
+
+    @cached_property
+    def streams(self) -> Streams:
+        """As the unit of that name left them."""
+        layers = {spot.layer for spot in self.spots if spot.about == "contextual"}
+        means = {layer: ContextualMeans.load(self._means_file(layer)) for layer in sorted(layers)}
+        noise: dict[str, MatchedGaussian] = {}
+        if self.control == GAUSSIAN:
+            for stream in dict.fromkeys(spot.stream for spot in self.spots):
+                noise[stream] = MatchedGaussian(**load_file(self._moments_file(stream)))
+        return Streams(means, noise)
+
+    def _blocks(self, n_tokens: int, split: Split) -> TokenBlocks:
+        """Tokenized once for all units of the part."""
+        if (n_tokens, split) not in self._tokenized:
+            seed = self.config.seed
+            blocks = tokens(self.corpus, self.model, n_tokens=n_tokens, split=split, seed=seed)
+            if self.control == SHUFFLED:
+                blocks = shuffle_tokens_within_documents(blocks, seed)
+            self._tokenized[n_tokens, split] = blocks
+        return self._tokenized[n_tokens, split]
+
+    def _means_file(self, layer: int) -> Path:
+        return self.work / f"means.{layer}.safetensors"
+
+    def _moments_file(self, stream: str) -> Path:
+        return self.work / f"moments.{stream}.safetensors"
 
     # Loss
 
-    def _loss_rows(self, model: Model) -> list[dict[str, Any]]:
-        if not self.facts_file.exists():
-            self.progress.at(f"{self.label}: loss")
-            blocks = self._blocks(model, self.config.loss_tokens, "held_out")
-            result = loss(model, blocks)
-            measured = {
-                "name": self.name,
-                "family": self.config.family,
-                "arm": self.config.arm,
-                "d_model": model.d_model,
-                "n_layers": model.n_layers,
-                "n_params": model.n_params,
-                "train_tokens": model.train_tokens,
-                "loss_nats_per_token": result.nats_per_token,
-                "loss_nats_per_byte": result.nats_per_byte,
-                "loss_ci_nats_per_token": result.ci_nats_per_token,
-                "loss_ci_nats_per_byte": result.ci_nats_per_byte,
-                "loss_tokens": result.n_tokens,
-                "weights_sha256": model.weights_sha256,
-                "tokens_sha256": blocks.sha256,
-                "provenance": provenance(self.corpus.sha256),
-                "warnings": list(blocks.warnings),
-            }
-            write_json(self.facts_file, measured)
-        facts = self.facts()
-        rows: list[dict[str, Any]] = []
-        for unit in ("token", "byte"):
-            interval = facts[f"loss_ci_nats_per_{unit}"] or (None, None)
-            rows.append(
-                self._row(
-                    f"loss_nats_per_{unit}",
-                    facts[f"loss_nats_per_{unit}"],
-                    ci_low=interval[0],
-                    ci_high=interval[1],
-                )
-            )
-        return rows
+    def _loss(self) -> None:
+        model = self.model
+        self.progress.at(f"{self.label}: loss")
+        blocks = self._blocks(self.config.loss_tokens, "held_out")
+        result = loss(model, blocks)
+        measured = {
+            "name": self.name,
+            "family": self.config.family,
+            "arm": self.config.arm,
+            "d_model": model.d_model,
+            "n_layers": model.n_layers,
+            "n_params": model.n_params,
+            "train_tokens": model.train_tokens,
+            "loss_nats_per_token": result.nats_per_token,
+            "loss_nats_per_byte": result.nats_per_byte,
+            "loss_ci_nats_per_token": result.ci_nats_per_token,
+            "loss_ci_nats_per_byte": result.ci_nats_per_byte,
+            "loss_tokens": result.n_tokens,
+            "weights_sha256": model.weights_sha256,
+            "tokens_sha256": blocks.sha256,
+            "provenance": provenance(self.corpus.sha256),
+            "warnings": list(blocks.warnings),
+        }
+        write_json(self.work / "model.json", measured)
+
+    # Streams
+
+    def _fit_streams(self) -> None:
+        """Means of the contextual ones and, for the Gaussian control, moments of each."""
+        part = self.train_blocks[: -(-self.config.means_tokens // self.train_blocks.n_ctx)]
+        means = self._means(part)
+        for layer, one in means.items():
+            one.save(self._means_file(layer))
+        if self.control != GAUSSIAN:
+            return
+        self.progress.at(f"{self.label}: moments")
+        points = list({spot.hook_point: spot for spot in self.spots})
+        chunks = capture(self.model, part, points, chunk_tokens=self.config.chunk_tokens)
+        noise = Streams(means).with_gaussians(chunks, self.spots).gaussians
+        for stream, gaussian in noise.items():
+            tensors = {"mean": gaussian.mean.contiguous(), "root": gaussian.root.contiguous()}
+            durable.write(self._moments_file(stream), save(tensors))
+
+    def _means(self, part: TokenBlocks) -> dict[int, ContextualMeans]:
+        """Token and position means per layer, from the first training tokens."""
+        layers = sorted({s.layer for s in self.spots if s.about == "contextual"})
+        if not layers:
+            return {}
+        self.progress.at(f"{self.label}: token and position means")
+        model = self.model
+        fitters = {
+            layer: ContextualFitter(model.d_vocab, part.n_ctx, model.d_model) for layer in layers
+        }
+        points = {layer: HookPoint("resid_post", layer) for layer in layers}
+        for chunk in capture(
+            model, part, list(points.values()), chunk_tokens=self.config.chunk_tokens
+        ):
+            for layer, fitter in fitters.items():
+                keep = chunk.keep
+                x = chunk.acts[str(points[layer])][keep]
+                fitter.update(x, chunk.token_ids[keep], chunk.positions[keep])
+        return {layer: fitter.fit() for layer, fitter in fitters.items()}
 
     # SAEs
 
-    def _sae_rows(self, model: Model) -> list[dict[str, Any]]:
-        config = self.config
-        groups = spots(config, model.d_model, model.n_layers, self.control)
-        budgets = {spot: sae_tokens(config, spot, model.n_layers) for spot in groups}
-        longest = max(*budgets.values(), config.means_tokens, config.pilot_tokens)
-        # The stream leaves some positions out; a short text is passed over more than once.
-        train_blocks = self._blocks(model, int(longest * 1.02) + model.n_ctx, "train")
-        streams = self._streams(model, train_blocks, groups)
-        training = SpotTraining(
-            config, model, train_blocks, streams, self.work, self.progress, self.label
+    @property
+    def _training(self) -> SpotTraining:
+        return SpotTraining(
+            self.config, self.model, self.train_blocks, self.streams, self.spots,
+            self.progress, self.label,
+        )  # fmt: skip
+
+    def _pilots(self, unit: Unit, kept: Collection[str]) -> None:
+        wanted = [s for s in self.spots if s.k_rule == "fvu" and s.name not in kept]
+        held_out = self._blocks(self.config.held_out_tokens // 2, "held_out")
+        checkpoints = self._checkpoints("confirming", [spot.name for spot in wanted])
+        for spot, pilot in self._training.pilots(wanted, held_out, checkpoints).items():
+            [file] = files_of(self.folder, unit, spot.name)
+            file.parent.mkdir(exist_ok=True)
+            write_json(file, pilot)
+        shutil.rmtree(self.work / "confirming", ignore_errors=True)
+
+    def _checkpoints(self, stage: str, names: Collection[str]) -> Path:
+        """Named after what is in training: another set begins anew."""
+        return self.work / stage / hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+
+    def _train(self, unit: Unit, kept: Collection[str]) -> None:
+        """All SAEs that are not there yet, at once; those of the main role are for the reader."""
+        items = {i: c for spot in self.spots for i, c in self.graph.sae_items(unit, spot).items()}
+        folders = {item: files_of(self.folder, unit, item)[0].parent for item in items}
+        configs = {item: one for item, one in items.items() if item not in kept}
+        if configs:
+            checkpoints = self._checkpoints("training", configs)
+            trained = self._training.train(list(configs.values()), checkpoints)
+            for item, sae in zip(configs, trained, strict=True):
+                saes.save(sae, folders[item])
+        self._remove_others(unit, set(folders.values()))
+        shutil.rmtree(self.work / "training", ignore_errors=True)
+
+    def _remove_others(self, unit: Unit, wanted: Collection[Path]) -> None:
+        """SAEs of an earlier config, and what a kill left half-saved."""
+        for role in (MAIN, HALF):
+            [any_file, _] = files_of(self.folder, unit, f"any/any/{role}")
+            for folder in any_file.parents[2].glob("*/*"):
+                if folder not in wanted:
+                    shutil.rmtree(folder)
+
+    # Rows
+
+    def _sae_rows(self, unit: Unit, spot: Spot) -> None:
+        config, model = self.config, self.model
+        self.progress.at(f"{self.label}: measuring {spot.stream}, D {spot.d_sae}")
+        held_out = self._blocks(config.held_out_tokens, "held_out")
+        layer_means = self.streams.means.get(spot.layer)
+        pilot = self.graph.k_of(unit, spot)
+        trained = self._load(unit, spot, pilot["k"])
+        held = HeldOut.of(model, held_out, spot, self.streams, seed=config.seed)
+        found = pilot_rows(pilot)
+        found += sae_rows(
+            trained[MAIN],
+            trained.get(HALF),
+            held,
+            config,
+            k_reached=pilot["reached"],
+            n_tokens=sae_tokens(config, spot),
         )
-        for_pilots = self._blocks(model, config.held_out_tokens // 2, "held_out")
-        pilots = training.pilots(groups, for_pilots)
-        trained = self._train(training, pilots)
-        held_out = self._blocks(model, config.held_out_tokens, "held_out")
-        splice_blocks = self._blocks(model, config.splice_tokens, "held_out")
-        rows = []
-        for spot, pilot in pilots.items():
-            self.progress.at(f"{self.label}: measuring {spot.stream}, D {spot.d_sae}")
-            main, half = trained[spot, "main"], trained.get((spot, "half"))
-            layer_means = streams.means.get(spot.layer)
-            held = HeldOut.of(model, held_out, spot, streams, seed=config.seed)
-            found = pilot_rows(pilot)
-            found += sae_rows(
-                main, half, held, config, k_reached=pilot["reached"], n_tokens=budgets[spot]
-            )
-            if self.control != GAUSSIAN:  # noise belongs in no forward pass
-                found += splice_rows(model, splice_blocks, spot, layer_means, main[0])
-            if spot.about == "contextual" and layer_means is not None:
-                share = layer_means.variance_share
-                found += [
-                    {"quantity": "variance_share_token", "value": share.token},
-                    {"quantity": "variance_share_position", "value": share.position},
-                ]
-            place = {
-                "layer": spot.layer,
-                "hook_point": spot.hook_point,
-                "about": spot.about,
-                "d_sae": spot.d_sae,
-                "k_rule": spot.k_rule,
-            }
-            rows += [self._row(**(row | place)) for row in found]
-        return rows
+        if self.control != GAUSSIAN:  # noise belongs in no forward pass
+            blocks = self._blocks(config.splice_tokens, "held_out")
+            found += splice_rows(model, blocks, spot, layer_means, trained[MAIN][0])
+        if spot.about == "contextual" and layer_means is not None:
+            share = layer_means.variance_share
+            found += [
+                {"quantity": "variance_share_token", "value": share.token},
+                {"quantity": "variance_share_position", "value": share.position},
+            ]
+        place = {
+            "model": self.name,
+            "control": self.control,
+            "layer": spot.layer,
+            "hook_point": spot.hook_point,
+            "about": spot.about,
+            "d_sae": spot.d_sae,
+            "k_rule": spot.k_rule,
+        }
+        [file] = files_of(self.folder, unit, spot.name)
+        file.parent.mkdir(exist_ok=True)
+        write_table(file, pd.DataFrame([row | place for row in found]))
 
-    def _streams(self, model: Model, blocks: TokenBlocks, groups: list[Spot]) -> Streams:
-        """With means of the contextual ones and, for the Gaussian control, moments of each."""
-        part = blocks[: -(-self.config.means_tokens // blocks.n_ctx)]
-        streams = Streams(self._means(model, part, groups))
-        if self.control == GAUSSIAN:
-            self.progress.at(f"{self.label}: moments")
-            points = list({spot.hook_point: spot for spot in groups})
-            chunk_tokens = self.config.chunk_tokens
-            streams = streams.with_gaussians(
-                capture(model, part, points, chunk_tokens=chunk_tokens), groups
-            )
-        return streams
-
-    def _means(
-        self, model: Model, part: TokenBlocks, groups: list[Spot]
-    ) -> dict[int, ContextualMeans]:
-        """Token and position means per layer, from the first training tokens."""
-        layers = sorted({s.layer for s in groups if s.about == "contextual"})
-        files = {layer: self.work / f"means.{layer}.safetensors" for layer in layers}
-        if not all(f.exists() for f in files.values()):
-            self.progress.at(f"{self.label}: token and position means")
-            fitters = {
-                layer: ContextualFitter(model.d_vocab, part.n_ctx, model.d_model)
-                for layer in layers
-            }
-            points = {layer: HookPoint("resid_post", layer) for layer in layers}
-            for chunk in capture(
-                model, part, list(points.values()), chunk_tokens=self.config.chunk_tokens
-            ):
-                for layer, fitter in fitters.items():
-                    keep = chunk.keep
-                    x = chunk.acts[str(points[layer])][keep]
-                    fitter.update(x, chunk.token_ids[keep], chunk.positions[keep])
-            for layer, fitter in fitters.items():
-                fitter.fit().save(files[layer])
-        return {layer: ContextualMeans.load(file) for layer, file in files.items()}
-
-    def _train(
-        self, training: SpotTraining, pilots: Mapping[Spot, Pilot]
-    ) -> dict[tuple[Spot, str], list[SAE]]:
-        """All SAEs; those of the main role are kept."""
-        trained = training.train(pilots)
-        for (spot, role), group in trained.items():
-            for sae in group if role == "main" else ():
-                assert sae.cfg is not None
-                folder = self.folder.sae(self.name, self.control, spot.stream, sae.cfg.name)
-                saes.save(sae, folder)
-        return trained
+    def _load(self, unit: Unit, spot: Spot, k: int) -> Mapping[str, list[SAE]]:
+        """The seeds of a spot by role, from their folders."""
+        group = Unit(unit.model, unit.control, "saes")
+        return {
+            role: [
+                saes.load(files_of(self.folder, group, f"{spot.stream}/{c.name}/{role}")[0].parent)
+                for c in configs
+            ]
+            for role, configs in seed_configs(self.config, self.model.d_model, spot, k).items()
+        }
 
 
-def _short(value: str | None) -> str:
-    """A version whole, a hash by its first digits."""
-    return "unknown" if value is None else value[:12]
+def loss_rows(facts: Mapping[str, Any], control: str) -> list[dict[str, Any]]:
+    """The tidy rows of a finished unit of loss."""
+    rows: list[dict[str, Any]] = []
+    for unit in ("token", "byte"):
+        low, high = facts[f"loss_ci_nats_per_{unit}"] or (None, None)
+        quantity = f"loss_nats_per_{unit}"
+        rows.append(
+            {"control": control, "model": facts["name"], "quantity": quantity}
+            | {"value": facts[quantity], "ci_low": low, "ci_high": high}
+        )
+    return rows

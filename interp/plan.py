@@ -1,4 +1,4 @@
-"""What a study or a capture will cost before it runs: operations, bytes, seconds.
+"""What a study or a capture will cost before it runs: operations, bytes, memory, seconds.
 
 Operations and bytes are counted. Seconds are measured here and now, on a few blocks through each
 model and a few steps of each size of SAE, and scaled to the whole.
@@ -6,7 +6,6 @@ model and a few steps of each size of SAE, and scaled to the whole.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,16 +17,17 @@ import torch
 import saes
 from interp.capture import run_blocks
 from interp.config import StudyConfig
-from interp.errors import UserError
 from interp.hook_points import HookPoint, blocks
+from interp.machine import peak_memory_bytes
 from interp.models import Model, load
-from interp.recording import SPARE_BYTES, Recording, nearest_folder, record
+from interp.recording import Recording, nearest_folder, record
 from interp.run import TRAINED, TWIN
 from interp.spots import (
     Spot,
     candidate_ks,
+    largest_k,
+    longest_budget,
     pilot_ks,
-    rests_the_headline,
     sae_tokens,
     spots,
 )
@@ -41,6 +41,12 @@ _REPORT_BYTES = 1_600_000
 """Report, figures and tables of a study of a few models."""
 _TRAINING_BYTES_PER_WEIGHT = 12
 """In a checkpoint: the weight and Adam's two moments."""
+_UNIT_BYTES = 12_000
+"""A spot's rows and records."""
+_MEMORY_BYTES_PER_WEIGHT = 20
+"""In training: the weight, Adam's two moments, the gradient, the copy that is handed over."""
+_MEMORY_BYTES_PER_TOKEN = 26
+"""Ids, documents, bytes and a mask, and as much again while they are put together."""
 _HALF_RUN = 0.1
 """What the run on half the tokens adds: it branches off the main one before its decay."""
 _MEASURING = 1.25
@@ -59,6 +65,10 @@ class Cost:
     seconds: float
     scratch_bytes: int = 0
     """On disk beside these while it runs."""
+    memory_bytes: int = 0
+    """At its peak, of the process that does it."""
+    n_units: int = 0
+    """Pieces that are done, recorded and redone each on its own."""
 
 
 def plan_capture(recording: Recording, out: Path) -> Cost:
@@ -115,21 +125,10 @@ def plan_study(config: StudyConfig) -> list[Cost]:
         else:
             costs.append(_loss_cost(config, model))
         del model  # one at a time: the next may need the memory
-    return [*costs, Cost("report", 0.0, _REPORT_BYTES, 10.0)]
-
-
-def require_room(costs: list[Cost], out: Path, n_seeds: int) -> None:
-    """Raise UserError, with the number of seeds that would fit, when the disk is too small."""
-    parent = nearest_folder(out)
-    room = shutil.disk_usage(parent).free - SPARE_BYTES
-    needed = sum(c.n_bytes for c in costs) + max(c.scratch_bytes for c in costs)
-    if needed > room:
-        # Means and report are a small part; all else is proportional to the seeds.
-        fitting = int(max(room, 0) / needed * n_seeds)
-        advice = f"--seeds {fitting} would fit" if fitting >= 2 else "use fewer models"
-        raise UserError(
-            f"the study needs {needed:,} bytes and {parent} has room for {max(room, 0):,}; {advice}"
-        )
+    # What this process has taken by now: libraries, the largest model, steps of every size.
+    base = peak_memory_bytes()
+    costs = [replace(cost, memory_bytes=base + cost.memory_bytes) for cost in costs]
+    return [*costs, Cost("report", 0.0, _REPORT_BYTES, 10.0, memory_bytes=base, n_units=1)]
 
 
 def forward_flops(model: Model, last_layer: int, n_ctx: int, *, with_loss: bool) -> float:
@@ -151,15 +150,9 @@ def _model_cost(config: StudyConfig, model: Model, control: str, speed: dict[int
     n_ctx = min(model.n_ctx, MAX_BLOCK_TOKENS)
     last = max(spot.layer for spot in groups)
     contextual = {spot.layer for spot in groups if spot.about == "contextual"}
-    budgets = {spot: sae_tokens(config, spot, model.n_layers) for spot in groups}
-    confirmed = {
-        spot
-        for spot in groups
-        if config.confirm_k and rests_the_headline(config, spot, model.n_layers)
-    }
+    longest = max(sae_tokens(config, spot) for spot in groups)
     core_tokens = (
-        max(budgets.values())
-        + max((budgets[spot] for spot in confirmed), default=0)
+        longest * (2 if config.confirm_k else 1)
         + config.pilot_tokens
         + config.means_tokens * bool(contextual)
         + len(groups) * config.held_out_tokens
@@ -171,34 +164,50 @@ def _model_cost(config: StudyConfig, model: Model, control: str, speed: dict[int
     flops = core_tokens * core + loss_tokens * whole
     seconds = core_tokens * _forward_seconds(model, last, n_ctx, with_loss=False)
     seconds += loss_tokens * _forward_seconds(model, last, n_ctx, with_loss=True)
-    n_bytes = scratch = 0
+    n_bytes = scratch = training = measuring = 0
     for spot in groups:
         d_sae = spot.d_sae
         if d_sae not in speed:
             speed[d_sae] = _sae_seconds(model.d_model, d_sae, config)
-        tokens = _sae_tokens(config, spot, model.d_model, budgets[spot])
-        tokens += len(candidate_ks(2, model.d_model)) * budgets[spot] * (spot in confirmed)
+        tokens = _sae_tokens(config, spot, model.d_model)
         weights = 2 * model.d_model * d_sae + model.d_model + d_sae
         flops += tokens * (2 * model.d_model * d_sae + 8 * (model.d_model // 8) * model.d_model)
         seconds += tokens * speed[d_sae]
-        n_bytes += config.n_seeds * (4 * weights + 1_400)
         n_runs = config.n_seeds * (1 + config.check_convergence)
+        n_bytes += n_runs * (4 * weights + 1_400) + _UNIT_BYTES
         scratch += n_runs * _TRAINING_BYTES_PER_WEIGHT * weights
+        training += n_runs * _MEMORY_BYTES_PER_WEIGHT * weights
+        codes = config.n_seeds * 12 * largest_k(model.d_model)
+        own = config.held_out_tokens * (12 * model.d_model + codes) + 12 * d_sae**2
+        measuring = max(measuring, own)
+    layers, streams = {s.layer for s in groups}, {s.stream for s in groups}
+    copies = len(layers) + 2 * len(streams) + config.threads
+    chunk = config.chunk_tokens * 4 * model.d_model * copies
+    text = int(1.02 * longest_budget(config)) * _MEMORY_BYTES_PER_TOKEN
     n_bytes += len(contextual) * 4 * model.d_model * (model.d_vocab + n_ctx + 1)
-    return Cost(model.name, flops, n_bytes, seconds * _MEASURING, scratch)
+    memory = text + max(training + chunk, measuring)
+    n_units = 3 + bool(contextual) + len(groups)
+    return Cost(model.name, flops, n_bytes, seconds * _MEASURING, scratch, memory, n_units)
 
 
 def _loss_cost(config: StudyConfig, model: Model) -> Cost:
     n_ctx, last = min(model.n_ctx, MAX_BLOCK_TOKENS), model.n_layers - 1
     per_token = forward_flops(model, last, n_ctx, with_loss=True)
     seconds = _forward_seconds(model, last, n_ctx, with_loss=True)
-    return Cost(model.name, config.loss_tokens * per_token, 10_000, config.loss_tokens * seconds)
+    memory = config.loss_tokens * _MEMORY_BYTES_PER_TOKEN
+    return Cost(
+        model.name, config.loss_tokens * per_token, 10_000, config.loss_tokens * seconds,
+        memory_bytes=memory, n_units=1,
+    )  # fmt: skip
 
 
-def _sae_tokens(config: StudyConfig, spot: Spot, d_model: int, budget: int) -> float:
+def _sae_tokens(config: StudyConfig, spot: Spot, d_model: int) -> float:
     """Tokens times SAEs at one spot, pilots included."""
-    main = config.n_seeds * budget * (1 + _HALF_RUN * config.check_convergence)
-    return main + len(pilot_ks(config, d_model)) * config.pilot_tokens * (spot.k_rule == "fvu")
+    budget = sae_tokens(config, spot)
+    found = config.n_seeds * budget * (1 + _HALF_RUN * config.check_convergence)
+    if config.confirm_k and spot.headline:
+        found += len(candidate_ks(2, d_model)) * budget
+    return found + len(pilot_ks(config, d_model)) * config.pilot_tokens * (spot.k_rule == "fvu")
 
 
 def _forward_seconds(model: Model, last: int, n_ctx: int, *, with_loss: bool) -> float:

@@ -49,14 +49,18 @@ class Progress:
         self._done, self._current = work - self._skipped, 0.0
         self._print()
 
-    def close(self, message: str) -> None:
-        """The last line."""
+    def note(self, message: str) -> None:
+        """A line that stays, between those of progress."""
         if self._quiet:
             return
         if self._live:
             self._stream.write("\r\x1b[K")
         self._stream.write(message + "\n")
         self._stream.flush()
+
+    def close(self, message: str) -> None:
+        """The last line."""
+        self.note(message)
 
     @property
     def seconds_left(self) -> float | None:

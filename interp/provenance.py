@@ -22,7 +22,9 @@ LIBRARIES = (
 )
 AFTERWARDS = {
     "__init__.py",
+    "analysis.py",
     "bootstrap.py",
+    "budgets.py",
     "calibrate.py",
     "calibrate_cells.py",
     "calibrate_figure.py",
@@ -48,6 +50,7 @@ AFTERWARDS = {
     "divergence.py",
     "dose_response.py",
     "durable.py",
+    "executor.py",
     "exponent.py",
     "families.py",
     "fit_comparison.py",
@@ -55,6 +58,7 @@ AFTERWARDS = {
     "forecast.py",
     "frequency_bands.py",
     "geometry.py",
+    "graph.py",
     "head_matrix.py",
     "holm.py",
     "jupyter.py",
@@ -76,6 +80,7 @@ AFTERWARDS = {
     "provenance.py",
     "push.py",
     "python_labels.py",
+    "ray_executor.py",
     "recording.py",
     "run.py",
     "sae_evaluation.py",
@@ -85,6 +90,7 @@ AFTERWARDS = {
     "scaling_end.py",
     "seed_richness.py",
     "separable.py",
+    "sources.py",
     "store.py",
     "status.py",
     "study.py",
@@ -102,14 +108,20 @@ AFTERWARDS = {
     "toy_reproduction.py",
     "toy_sweep.py",
     "toy_tables.py",
+    "units.py",
 }
 """Modules of interp that make no rows: they may change under a half-done study."""
 
 
 def provenance(text_sha256: str) -> dict[str, str]:
     """One name, one value each; two measurements may stand side by side where all are equal."""
-    versions = {name: metadata.version(name) for name in ("superscope", *LIBRARIES)}
-    return {"text_sha256": text_sha256, "code_sha256": code_sha256(), **versions}
+    return {"text_sha256": text_sha256, "code_sha256": code_sha256(), **versions()}
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of this package and those that it computes with."""
+    return {name: metadata.version(name) for name in ("superscope", *LIBRARIES)}
 
 
 @cache
@@ -118,7 +130,7 @@ def code_sha256() -> str:
     return sources_sha256(
         (package, file)
         for package, left_out in (("saes", set()), ("interp", AFTERWARDS))
-        for file in _modules(files(package))
+        for file in modules(files(package))
         if file.name not in left_out
     )
 
@@ -131,5 +143,5 @@ def sources_sha256(sources: Iterable[tuple[str, Traversable]]) -> str:
     return digest.hexdigest()
 
 
-def _modules(folder: Traversable) -> list[Traversable]:
+def modules(folder: Traversable) -> list[Traversable]:
     return sorted((f for f in folder.iterdir() if f.name.endswith(".py")), key=lambda f: f.name)

@@ -25,8 +25,11 @@ SHUFFLED = "shuffled_tokens"
 GAUSSIAN = "matched_gaussian"
 CONTROLS = (TWIN, SHUFFLED, GAUSSIAN)
 """Ends the name of a stream whose token and position means were removed."""
-MAY_GROW = ("models", "twins", "shuffled", "gaussian", "loss_only_models")
-"""A finished study takes more of these: each model is measured on its own."""
+MAY_GROW = ("models", "twins", "shuffled", "gaussian", "loss_only_models", "n_seeds",
+            "d_sae_per_d_model", "other_k_rules")  # fmt: skip
+"""More of these leave what was measured as it is, and add units of their own."""
+NO_RESULT = ("executor", "address", "max_memory_gb", "max_disk_gb", "max_hours")
+"""Fields that say where and whether a study runs, not what comes out."""
 HEADLINE_FIGURE = "packing_against_loss"
 
 
@@ -36,13 +39,19 @@ class RunFolder:
 
     root: Path
 
-    def claim(self, config: StudyConfig) -> StudyConfig:
+    @property
+    def under_way(self) -> Path:
+        """The config of the last sitting, which may have grown since the results were written."""
+        return self.root / "work" / CONFIG
+
+    def claim(self, config: StudyConfig, *, redo: bool = False) -> StudyConfig:
         """Make the folder this study's, or confirm that it is. Returns the config it runs under.
 
         A run that is being resumed keeps the thread count it began with. The same study with more
-        models is taken too: what is measured stays, and the caller writes the config with the
-        results. Raises UserError when the folder holds another study or someone else's files;
-        nothing is written then.
+        models or seeds is taken too: what is measured stays, and the caller writes the config with
+        the results. With `redo` any other study is taken, and the folder is that study's from now.
+        Raises UserError when the folder holds another study or someone else's files; nothing is
+        written then.
         """
         path = self.root / CONFIG
         if path.exists():
@@ -53,18 +62,20 @@ class RunFolder:
             differing = [
                 field
                 for field in StudyConfig.model_fields
-                if getattr(held, field) != getattr(wanted, field)
+                if field not in NO_RESULT and getattr(held, field) != getattr(wanted, field)
             ]
-            grown = [f for f in MAY_GROW if set(getattr(wanted, f)) > set(getattr(held, f))]
-            if grown and set(differing) <= {*grown, "preset"}:
+            grown = [field for field in MAY_GROW if _grows(field, held, wanted)]
+            if set(differing) <= {*grown, *(["preset"] if grown else [])}:
                 return wanted
-            if differing:
+            if not redo:
                 field = differing[0]
                 raise UserError(
                     f"{self.root} holds another study ({field} is {getattr(held, field)!r} there, "
-                    f"{getattr(wanted, field)!r} here); choose another --out"
+                    f"{getattr(wanted, field)!r} here); choose another --out, or make it this one, "
+                    "doing again what depends on that, with --redo"
                 )
-            return held
+            write_text(path, wanted.to_yaml())
+            return wanted
         if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
             raise UserError(
                 f"{self.root} exists and holds no study; choose another --out or empty it"
@@ -86,6 +97,14 @@ class RunFolder:
     def sae(self, model: str, control: str, stream: str, name: str) -> Path:
         """Folder of one trained SAE, in sae-lens format."""
         return self.root / "saes" / folder_name(model, control) / stream / name
+
+
+def _grows(field: str, held: StudyConfig, wanted: StudyConfig) -> bool:
+    """Whether `wanted` has all that `held` has and more. The first size is where twins are."""
+    old, new = getattr(held, field), getattr(wanted, field)
+    if isinstance(old, int):
+        return new > old
+    return set(new) > set(old) and (field != "d_sae_per_d_model" or new[0] == old[0])
 
 
 def folder_name(model: str, control: str) -> str:
@@ -138,6 +157,11 @@ class Run:
     def packing(self) -> pd.DataFrame:
         """One row per estimate; `controls` holds the twin's."""
         return pd.DataFrame(self.summary["packing"])
+
+    @property
+    def failures(self) -> list[dict[str, str]]:
+        """What could not be measured and why: `model`, `control`, `unit`, `error`."""
+        return self.summary.get("failures", [])
 
     @property
     def figures(self) -> Pictures:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from interp.config import About, KRule, StudyConfig
 from interp.hook_points import HookPoint
 from interp.run import CONTEXTUAL, TRAINED
+from saes.config import MAX_DEAD_AFTER_TOKENS, SAEConfig
+
+WARM_UP = 0.05
+"""Share of an SAE's tokens over which its learning rate rises."""
+MAIN, HALF = "main", "half"
+"""Roles of an SAE: trained on all tokens, or on half of them to see whether that changes much."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +24,8 @@ class Spot:
     about: About
     d_sae: int
     k_rule: KRule = "fvu"
+    headline: bool = False
+    """Whether the headline's count, at any size, comes from here."""
 
     @property
     def hook_point(self) -> str:
@@ -26,6 +35,11 @@ class Spot:
     def stream(self) -> str:
         """Key of the training stream, and the folder of the SAEs."""
         return self.hook_point + (CONTEXTUAL if self.about == "contextual" else "")
+
+    @property
+    def name(self) -> str:
+        """Of files about this group."""
+        return f"{self.stream}.{self.d_sae}.{self.k_rule}"
 
 
 def primary_layer(config: StudyConfig, n_layers: int) -> int:
@@ -46,7 +60,7 @@ def spots(config: StudyConfig, d_model: int, n_layers: int, control: str = TRAIN
     trained = control == TRAINED
     first = config.d_sae_per_d_model[0] * d_model
     found = [
-        Spot(primary, config.primary_stream, multiple * d_model)
+        Spot(primary, config.primary_stream, multiple * d_model, headline=True)
         for multiple in config.d_sae_per_d_model[: None if trained else 1]
     ]
     if trained:
@@ -65,20 +79,9 @@ def spots(config: StudyConfig, d_model: int, n_layers: int, control: str = TRAIN
     return found
 
 
-def rests_the_headline(config: StudyConfig, spot: Spot, n_layers: int) -> bool:
-    """Whether the headline's count, or its sizes, come from here."""
-    return (spot.layer, spot.about, spot.k_rule) == (
-        primary_layer(config, n_layers),
-        config.primary_stream,
-        "fvu",
-    )
-
-
-def sae_tokens(config: StudyConfig, spot: Spot, n_layers: int) -> int:
+def sae_tokens(config: StudyConfig, spot: Spot) -> int:
     """Training tokens of every SAE at this spot."""
-    if config.primary_sae_tokens and rests_the_headline(config, spot, n_layers):
-        return config.primary_sae_tokens
-    return config.sae_tokens
+    return (spot.headline and config.primary_sae_tokens) or config.sae_tokens
 
 
 def candidate_ks(k: int, d_model: int) -> list[int]:
@@ -102,23 +105,49 @@ def fixed_k(config: StudyConfig, rule: KRule, d_model: int) -> int:
     return min(max(1, wanted), largest_k(d_model))
 
 
+def sae_config(
+    config: StudyConfig, d_model: int, spot: Spot, k: int, *, seed: int, **schedule: Any
+) -> SAEConfig:
+    """One SAE of a spot; `seed` counts from 0 in every study."""
+    return SAEConfig(
+        d_in=d_model,
+        d_sae=spot.d_sae,
+        k=k,
+        hook_point=spot.stream,
+        seed=config.seed * 1000 + seed,
+        **schedule,
+    )
+
+
+def seed_configs(
+    config: StudyConfig, d_model: int, spot: Spot, k: int
+) -> dict[str, list[SAEConfig]]:
+    """Every seed of a spot by role: `main`, and `half` where convergence is checked."""
+    total = sae_tokens(config, spot)
+    # The same warm-up and dead threshold in tokens: so a half branches off its main run.
+    dead_after = max(1, min(MAX_DEAD_AFTER_TOKENS, total // 20))
+    schedules: dict[str, dict[str, Any]] = {
+        MAIN: {"n_tokens": total, "lr_warmup_fraction": WARM_UP}
+    }
+    if config.check_convergence:
+        schedules[HALF] = {"n_tokens": total // 2, "lr_warmup_fraction": 2 * WARM_UP}
+    return {
+        role: [
+            sae_config(
+                config, d_model, spot, k, seed=seed, dead_after_tokens=dead_after, **schedule
+            )
+            for seed in range(config.n_seeds)
+        ]
+        for role, schedule in schedules.items()
+    }
+
+
+def longest_budget(config: StudyConfig) -> int:
+    """Training tokens that one model's part reads, before the text is passed over again."""
+    longest = max(config.sae_tokens, config.primary_sae_tokens or 0)
+    return max(longest, config.means_tokens, config.pilot_tokens)
+
+
 def sae_cost(d_in: int, d_sae: int) -> float:
     """Relative time of one SAE per token: reading the stream, and the encoder's product."""
     return 2e-6 + 4e-12 * d_in * d_sae
-
-
-def expected_work(
-    config: StudyConfig, d_model: int, n_layers: int, control: str = TRAINED
-) -> float:
-    """Relative cost of one model's measurement, for the progress line (about seconds)."""
-    total = 0.0
-    ks = pilot_ks(config, d_model)
-    for spot in spots(config, d_model, n_layers, control):
-        per_token = sae_cost(d_model, spot.d_sae)
-        tokens = sae_tokens(config, spot, n_layers)
-        main = config.n_seeds * tokens * (1.5 if config.check_convergence else 1.0)
-        pilots = len(ks) * config.pilot_tokens if spot.k_rule == "fvu" else 0
-        if config.confirm_k and rests_the_headline(config, spot, n_layers):
-            pilots += 3 * tokens
-        total += per_token * (main + pilots)
-    return total + 2e-5 * config.loss_tokens

@@ -1,17 +1,36 @@
-"""What a study's folder has, what is under way, and what is left, without touching any of it."""
+"""What a study's folder has, what is under way, what is left and why, without touching any of it.
+
+Models and text are taken to be those of the last sitting; code and versions are those of now.
+"""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from interp import durable
 from interp.config import StudyConfig, read_config
 from interp.errors import UserError
-from interp.run import CONFIG, CONTROLS, TRAINED, RunFolder
+from interp.graph import Graph, parts_of
+from interp.run import CONFIG, RunFolder
+from interp.sources import Sources
+from interp.units import Unit, record_file, running_file
+
+
+@dataclass(frozen=True)
+class UnitStatus:
+    """One unit of a part."""
+
+    unit: str
+    state: str
+    """done, running, left, stale, edited or failed."""
+    why: str
+    """Why it would run again, or what it waits for."""
+    seconds: float | None
+    """It took, in its last sitting."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +40,12 @@ class PartStatus:
     model: str
     control: str
     state: str
-    """done, training, measuring or to do."""
+    """The gravest of its units': failed, edited, stale, running, begun, left or done."""
     detail: str
     """What of it there is."""
     changed: float | None
     """When its files last changed, in seconds since 1970; None before it began."""
+    units: tuple[UnitStatus, ...]
 
 
 @dataclass(frozen=True)
@@ -44,17 +64,10 @@ class Status:
     def n_done(self) -> int:
         return sum(part.state == "done" for part in self.parts)
 
-
-def parts_of(config: StudyConfig) -> Iterator[tuple[str, str, bool]]:
-    """(model, control, whether it gets SAEs) of everything a study measures, in order."""
-    for name in config.loss_only_models:
-        yield name, TRAINED, False
-    among = dict(zip(CONTROLS, (config.twins, config.shuffled, config.gaussian), strict=True))
-    for name in config.models:
-        yield name, TRAINED, True
-        for control, models in among.items():
-            if name in models:
-                yield name, control, True
+    @property
+    def n_units(self) -> Counter[str]:
+        """How many units are in each state."""
+        return Counter(unit.state for part in self.parts for unit in part.units)
 
 
 def status(root: Path) -> Status:
@@ -62,43 +75,92 @@ def status(root: Path) -> Status:
     if not (root / CONFIG).is_file():
         raise UserError(f"{root} holds no study ({CONFIG} is missing); give a study's folder")
     folder = RunFolder(root)
-    parts = [_part(folder, *part) for part in parts_of(read_config(root / CONFIG))]
+    config = read_config(folder.under_way if folder.under_way.is_file() else root / CONFIG)
     spent = root / "work" / "seconds"
     return Status(
-        parts=tuple(parts),
+        parts=tuple(_parts(config, folder)),
         finished=(root / "summary.json").is_file(),
         running=durable.is_held(root),
         seconds=float(spent.read_text()) if spent.exists() else 0.0,
     )
 
 
-def _part(folder: RunFolder, model: str, control: str, with_saes: bool) -> PartStatus:
-    work = folder.work(model, control)
-    files = [path for path in work.rglob("*") if path.is_file()] if work.is_dir() else []
-    changed = max((path.stat().st_mtime for path in files), default=None)
-    names = {path.name for path in files}
-    if {"rows.parquet", "model.json"} <= names:
-        n_saes = len(list((folder.root / "saes" / work.name).glob("[!.]*/[!.]*/cfg.json")))
-        return PartStatus(
-            model, control, "done", f"{n_saes} SAEs" if with_saes else "loss", changed
-        )
-    if not files:
-        return PartStatus(model, control, "to do", "", None)
-    checkpoints = sum(path.parent.name == "training" for path in files)
-    if checkpoints:
-        return PartStatus(model, control, "training", _ks(work / "pilots.json"), changed)
-    have = [what for file, what in (("model.json", "loss"), ("pilots.json", "k")) if file in names]
-    return PartStatus(model, control, "measuring", ", ".join(have) + " known", changed)
+def _parts(config: StudyConfig, folder: RunFolder) -> list[PartStatus]:
+    sources = Sources.read(folder)
+    if sources is None:
+        return [_unrecorded(folder, model, control) for model, control, _ in parts_of(config)]
+    graph = Graph(config, folder, sources)
+    found = []
+    for model, control, _ in parts_of(config):
+        units = [u for u in graph.units if (u.model, u.control) == (model, control)]
+        states = tuple(_unit(graph, unit) for unit in units)
+        work = folder.work(model, control)
+        times = [path.stat().st_mtime for path in work.rglob("*") if path.is_file()]
+        found.append(
+            PartStatus(
+                model, control, _gravest(states), _detail(graph, units, states),
+                max(times, default=None), states,
+            )
+        )  # fmt: skip
+    return found
 
 
-def _ks(pilots: Path) -> str:
-    """The k that the pilots chose, one per place."""
-    ks = [str(one["k"]) for one in json.loads(pilots.read_text())] if pilots.exists() else []
-    return f"k {', '.join(ks)}; checkpointed" if ks else "checkpointed"
+def _unrecorded(folder: RunFolder, model: str, control: str) -> PartStatus:
+    """Of a folder whose units have no records: new, or of an earlier version."""
+    if not (folder.work(model, control) / "model.json").exists():
+        return PartStatus(model, control, "left", "", None, ())
+    detail = "measured by a version that kept no records of units"
+    return PartStatus(model, control, "no record", detail, None, ())
+
+
+def _unit(graph: Graph, unit: Unit) -> UnitStatus:
+    state = graph.state(unit, verify=True)
+    record = graph.record(unit)
+    running = running_file(graph.folder, unit)
+    what, why = state.what, state.why
+    if state.what != "done" and running.exists() and durable.is_held(running):
+        return UnitStatus(unit.name, "running", why, None)
+    if what == "left" and not why:
+        waits = [
+            one.name for one in graph.needs(unit) if not record_file(graph.folder, one).exists()
+        ]
+        why = f"waits for {', '.join(waits)}" if waits else ""
+    return UnitStatus(unit.name, what, why, record.seconds if record else None)
+
+
+def _gravest(units: Sequence[UnitStatus]) -> str:
+    states = [unit.state for unit in units]
+    for state in ("failed", "edited", "stale", "running"):
+        if state in states:
+            return state
+    if "left" not in states:
+        return "done"
+    return "begun" if "done" in states else "left"
+
+
+def _detail(graph: Graph, units: Sequence[Unit], states: Sequence[UnitStatus]) -> str:
+    """The reason where there is one to tell, else how far it is."""
+    for state in states:
+        if state.state in ("failed", "edited", "stale"):
+            return f"{state.unit}: {state.why}"
+    saes = next((unit for unit in units if unit.kind == "saes"), None)
+    if saes is None:
+        return "loss" if states[0].state == "done" else ""
+    n_done = sum(state.state == "done" for state in states)
+    said = [f"{n_done} of {len(states)} units"] if n_done else []
+    spots = [spot for spot in graph.spots(saes) if spot.k_rule == "fvu"]
+    if any(u.kind == "pilots" and s.state == "done" for u, s in zip(units, states, strict=True)):
+        said.append(f"k {', '.join(str(graph.k_of(saes, spot)['k']) for spot in spots)}")
+    record = graph.record(saes)
+    if record is not None:
+        said.append(f"{sum(item.endswith('/main') for item in record.inputs.items)} SAEs")
+    elif any((graph.folder.work(saes.model, saes.control) / "training").glob("*/*.safetensors")):
+        said.append("training checkpointed")
+    return "; ".join(said)
 
 
 def ago(changed: float | None) -> str:
-    """`3 minutes ago`."""
+    """`3 minutes ago`; a clock that was set back tells 0."""
     if changed is None:
         return ""
     minutes = max(time.time() - changed, 0) / 60

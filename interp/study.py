@@ -1,174 +1,156 @@
-"""The pipeline: models and text -> measurements -> one tidy table -> summary -> report.
+"""The pipeline: models and text -> units -> one tidy table -> summary -> report.
 
-The only module that sees every stage. Finished parts are found and not redone, so the same line
-resumes an interrupted study.
+The only module that sees every stage. Units that are done are found and not redone, so the same
+line resumes an interrupted study, in this clone or in another that sees the folder.
 """
 
 from __future__ import annotations
 
-import platform
-import resource
-import sys
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import torch
 
-from interp import ladder
+from interp import durable
+from interp.analysis import add_seconds, analyse
 from interp.config import StudyConfig
 from interp.corpora import Corpus, load_text
-from interp.durable import only_writer
 from interp.errors import UserError
-from interp.machine import cpu_name
-from interp.measure import Measurement
+from interp.executor import Executor, Failure, LocalExecutor, Worker, run_units
+from interp.graph import Graph
 from interp.models import load
 from interp.progress import Progress
-from interp.report import headline, write_report
-from interp.run import (
-    CONFIG,
-    TRAINED,
-    Run,
-    RunFolder,
-    open_run,
-    write_json,
-    write_table,
-    write_text,
-)
-from interp.spots import expected_work
-from interp.status import parts_of
-from interp.summary import summarise, tidy
+from interp.provenance import provenance
+from interp.run import Run, RunFolder, open_run, write_text
+from interp.sources import ModelSource, Sources
 from interp.tokens import Split, tokens
+from interp.units import record_file
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")
+Executors = Callable[[Graph, Corpus, Progress], Executor]
 
 
 def run_study(
-    config: StudyConfig, out: str | Path, *, command: str | None = None, quiet: bool = False
+    config: StudyConfig,
+    out: str | Path,
+    *,
+    command: str | None = None,
+    quiet: bool = False,
+    redo: bool = False,
 ) -> Run:
     """Run a study into `out`, or finish one that was interrupted there.
 
-    Raises UserError for anything wrong with the input, before any long work where that can be
-    known: every model is loaded once first. `out` may be new, empty, or hold this same study.
+    `out` may be new, empty, or hold this same study, or a smaller one: what is there stays, and
+    more models or seeds add their own units. Whatever else has changed since (a setting, the text,
+    a model, the code, an artifact) is refused, unless `redo` says to do again what depends on it.
+
+    Units that fail do not stop the others: see `Run.failures`. Raises UserError for anything wrong
+    with the input, before any long work where that can be known: every model is loaded once first.
+    Raises StudyFailedError where no model could be measured.
     """
     folder = RunFolder(Path(out))
-    parts = list(parts_of(config))
     corpus = load_text(config.text)
-    known = _check_models(config, corpus)
-    config = folder.claim(config)
-    with only_writer(folder.root):
+    sources = _check_models(config, corpus)
+    config = folder.claim(config, redo=redo)
+    with durable.only_writer(folder.root):
         torch.set_num_threads(config.threads)
-        work = {
-            part: expected_work(config, *known[part[0]][:2], part[1])
-            if part[2]
-            else 2e-5 * config.loss_tokens
-            for part in parts
-        }
-        progress = Progress(sum(work.values()), quiet=quiet)
-        measurements = [
-            Measurement(config, name, control, corpus, folder, progress)
-            for name, control, _ in work
-        ]
-        for measurement in measurements:
-            measurement.check(known[measurement.name][2])
-        so_far = 0.0
-        for measurement, ((_, _, with_saes), expected) in zip(
-            measurements, work.items(), strict=True
-        ):
-            so_far += expected
-            if measurement.finished:
-                measurement.drop_checkpoints()
-                progress.skip(expected)
-                continue
+        graph = Graph(config, folder, sources)
+        if redo:
+            _forget(graph)
+        else:
+            _refuse_changes(graph)
+        sources.write(folder)
+        write_text(folder.under_way, config.to_yaml())
+        progress = Progress(sum(map(graph.work, graph.units)), quiet=quiet)
+        left = [unit for unit in graph.units if not graph.is_done(unit)]
+        failures: list[Failure] = []
+        if left:
             started = time.monotonic()
             try:
-                measurement.run(with_saes=with_saes)
+                executor = _executors(config)(graph, corpus, progress)
+                failures = run_units(graph, left, executor, progress)
             finally:
-                _add_seconds(folder, time.monotonic() - started)
-            progress.settle(so_far)
+                add_seconds(folder, time.monotonic() - started)
         progress.at("fits and report")
         command = command or f"interp study {config.preset}"
-        seconds = _write_results(config, folder, measurements, corpus, command)
-        progress.close(f"done; measuring took {seconds / 60:.1f} minutes")
+        analyse(graph, corpus, command, failures)
+        progress.close(f"done; measuring took {add_seconds(folder, 0) / 60:.1f} minutes")
     return open_run(folder.root)
 
 
-def _write_results(
-    config: StudyConfig,
-    folder: RunFolder,
-    measurements: Sequence[Measurement],
-    corpus: Corpus,
-    command: str,
-) -> float:
-    """Tables, fits and report from finished measurements; the seconds that those took."""
-    seconds = _add_seconds(folder, 0)
-    facts = [m.facts() | ladder.levers(m.name) for m in measurements if m.control == TRAINED]
-    # The summary is what makes a folder a finished study: it goes first and comes last.
-    (folder.root / "summary.json").unlink(missing_ok=True)
-    write_text(folder.root / CONFIG, config.to_yaml())
-    results = tidy(pd.concat([pd.read_parquet(m.rows_file) for m in measurements]), facts)
-    write_table(folder.root / "results.parquet", results)
-    summary = summarise(results, facts, config, corpus.warnings)
-    summary |= {"command": command, "wall_time_seconds": round(seconds, 1)}
-    summary["headline"] = headline(summary)
-    write_json(folder.root / "models.json", facts)
-    write_json(folder.root / "manifest.json", _manifest(config, measurements, seconds))
-    write_json(folder.root / "summary.json", summary)
-    write_report(folder.root)
-    return seconds
+def _executors(config: StudyConfig) -> Executors:
+    if config.executor == "ray":
+        from interp.ray_executor import RayExecutor
+
+        return RayExecutor
+    return lambda graph, corpus, progress: LocalExecutor(Worker(graph, corpus, progress))
 
 
-def _check_models(config: StudyConfig, corpus: Corpus) -> dict[str, tuple[int, int, str]]:
-    """(d_model, n_layers, hash of the weights) of every model.
+def _check_models(config: StudyConfig, corpus: Corpus) -> Sources:
+    """What the study depends on beside its config.
 
-    Each is loaded and reads a little of both splits, so that a bad one fails before anything is
-    written.
+    Each model is loaded and reads a little of both splits, so that a bad one fails before anything
+    is written.
     """
     known = {}
     for name in (*config.models, *config.loss_only_models):
         model = load(name)
-        known[name] = (model.d_model, model.n_layers, model.weights_sha256)
         if model.d_model < 8 and name in config.models:
             raise UserError(
                 f"{name}: d_model {model.d_model} is too narrow for SAEs; use 8 or more"
             )
         for split in SPLITS:
             tokens(corpus, model, n_tokens=2 * model.n_ctx, split=split, seed=config.seed)
+        known[name] = ModelSource.of(model)
         del model
-    return known
+    return Sources(corpus.sha256, known)
 
 
-def _add_seconds(folder: RunFolder, seconds: float) -> float:
-    """Add to the time that this study's measurements took, over all sittings; the new total."""
-    file = folder.root / "work" / "seconds"
-    total = seconds + (float(file.read_text()) if file.exists() else 0.0)
-    write_text(file, f"{total:.1f}\n")
-    return total
+def _refuse_changes(graph: Graph) -> None:
+    """Raise UserError where units that are done would be thrown away, naming what has changed."""
+    root = graph.folder.root
+    if Sources.read(graph.folder) is None and any((root / "work").glob("*/model.json")):
+        raise UserError(
+            f"{root} was measured by a version that kept no records of its units; choose another "
+            "--out, or measure it again with --redo"
+        )
+    for unit in graph.units:
+        state = graph.state(unit, verify=True)
+        if state.what == "edited":
+            raise UserError(
+                f"{root}: {unit}: {state.why}; put it back, or measure it again with --redo"
+            )
+        # What grew, or follows from that, is redone unasked.
+        if state.what == "stale" and state.changed in _foreign():
+            raise UserError(
+                f"{root}: {unit.label} was measured with {state.why.replace(' was ', ' ', 1)}; "
+                "go back to that, choose another --out, or measure again what depends on it with "
+                "--redo"
+            )
 
 
-def _manifest(
-    config: StudyConfig, measurements: Sequence[Measurement], seconds: float
-) -> dict[str, Any]:
-    """What else the result depends on, and what it cost."""
-    # The same for all parts, or the study would have been refused.
-    depends_on = dict(measurements[0].facts()["provenance"])
-    text_sha256, code_sha256 = (depends_on.pop(key) for key in ("text_sha256", "code_sha256"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {
-        "versions": {"python": platform.python_version(), **depends_on},
-        "code_sha256": code_sha256,
-        "weights_sha256": {
-            m.label: m.facts()["weights_sha256"] for m in measurements if m.control == TRAINED
-        },
-        "text_sha256": text_sha256,
-        "tokens_sha256": {m.label: m.facts()["tokens_sha256"] for m in measurements},
-        "seed": config.seed,
-        "threads": config.threads,
-        "cpu": cpu_name(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "wall_time_seconds": round(seconds, 1),
-        # Linux counts in KiB, macOS in bytes.
-        "peak_memory_bytes": peak * (1 if sys.platform == "darwin" else 1024),
-    }
+def _foreign() -> set[str]:
+    """Inputs that no config names: another value is no growth of the study."""
+    return {*provenance(""), "weights_sha256", "config_sha256", "tokenizer_sha256"}
+
+
+def _forget(graph: Graph) -> None:
+    """Drop records of what is not as it was, and parts that are no longer in the study.
+
+    At once, so that the redoing resumes like any other study.
+    """
+    root = graph.folder.root
+    (root / "summary.json").unlink(missing_ok=True)
+    for unit in graph.units:
+        state = graph.state(unit, verify=True)
+        if state.what == "edited" or state.changed:
+            record_file(graph.folder, unit).unlink()
+    # A version without records left its own files.
+    known = Sources.read(graph.folder) is not None
+    labels = {unit.label for unit in graph.units} if known else set()
+    for above in (root / "work", root / "saes"):
+        for part in above.glob("*/"):
+            if part.name not in labels:
+                shutil.rmtree(part)

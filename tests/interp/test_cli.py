@@ -205,6 +205,7 @@ def test_token_ids_beyond_the_vocabulary_are_one_line(
         (("study", "nowhere.yaml"), "nowhere.yaml"),
         (("study", "quick", "--tokens", "many"), "many"),
         (("study", "quick", "--seeds", "1"), "n_seeds"),
+        (("study", "gpt2", "--tokens", "1e6"), "model 'gpt2' is not here"),
         (("plan", "quik"), "quik"),
         (("loss",), "MODEL"),
         (("report", "nowhere"), "nowhere"),

@@ -49,6 +49,41 @@ def test_a_wrong_field_is_named(tmp_path: Path, field: str, value: object, compl
     assert str(file) in text
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("models:\n- a\nwidthz: 3\n", 3),
+        ("models:\n- a\n\nn_seeds: 1\n", 4),
+        ("models:\n- a\n- b\n- 7\n", 4),
+        ("primary_stream: all\nmodels: [a]\n", 1),
+        ("models: [a]\n# a remark\ntwins: [b]\n", 3),
+        ("loss_only_models: [b]\nmodels: [a, b]\n", 2),
+        ("models: [a]\nn_seeds: 3\nn_seeds: 4\n", 3),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, text: str, line: int) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        read_config(file)
+    assert f"line {line}" in one_line(error)
+    assert str(file) in one_line(error)
+
+
+def test_a_config_of_another_version_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    text = PRESETS["quick"].to_yaml()
+    file.write_text(text + "a_field_of_tomorrow: 1\n")
+    with pytest.raises(UserError, match="unknown field 'a_field_of_tomorrow'") as error:
+        read_config(file)
+    assert "written by" not in one_line(error)
+    file.write_text(text.replace("# superscope ", "# superscope 99.", 1) + "a_field: 1\n")
+    with pytest.raises(UserError, match=r"written by superscope 99\..*, this is \d") as error:
+        read_config(file)
+    file.write_text(text.replace("# superscope ", "# superscope 99.", 1))
+    assert read_config(file) == PRESETS["quick"], "what is understood is taken"
+
+
 @pytest.mark.parametrize("text", ["models: [", "- a\n- b\n", ""])
 def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "study.yaml"

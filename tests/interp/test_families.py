@@ -35,7 +35,9 @@ def test_lists_expand_families_and_keep_models() -> None:
 
 
 def test_a_study_of_a_family_is_all_of_it() -> None:
-    config = resolve_config("gpt2", {})
+    config = resolve_config("gpt2", {"sae_tokens": 10**6})
+    assert config.sae_tokens == 10**6
+    config = resolve_config("gpt2", {"executor": "ray", "address": "auto"})
     assert config.models == families.members("gpt2")
     assert config.twins == config.models
     assert config.family == "gpt2"

@@ -12,12 +12,13 @@ import torch
 from tiny_models import tiny
 
 from interp import cli, plan
+from interp.budgets import require_fit, require_memory, require_room, require_time
 from interp.config import StudyConfig
 from interp.errors import UserError
 from interp.hook_points import architectures
 from interp.models import wrap
-from interp.plan import Cost, forward_flops, plan_capture, plan_study, require_room
-from interp.recording import prepare, record
+from interp.plan import Cost, forward_flops, plan_capture, plan_study
+from interp.recording import SPARE_BYTES, prepare, record
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +115,7 @@ def test_a_study_without_room_is_refused_with_what_would_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Usage:
-        free = plan.SPARE_BYTES + 500
+        free = SPARE_BYTES + 500
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage)
     require_room([Cost("a", 0, 400, 0, 100)], tmp_path, n_seeds=5)
@@ -122,6 +123,41 @@ def test_a_study_without_room_is_refused_with_what_would_fit(
         require_room([Cost("a", 0, 800, 0, 100), Cost("b", 0, 0, 0, 200)], tmp_path, n_seeds=5)
     with pytest.raises(UserError, match="use fewer models"):
         require_room([Cost("a", 0, 5_000, 0)], tmp_path, n_seeds=5)
+
+
+def test_budgets_are_kept_and_what_would_fit_is_said(config: StudyConfig, tmp_path: Path) -> None:
+    small, large = config.models
+    costs = [
+        Cost(small, 0, 2_000_000, 1_800.0, memory_bytes=10**9),
+        Cost(large, 0, 2_000_000, 5_400.0, memory_bytes=3 * 10**9),
+    ]
+
+    def budget(**limits: float) -> StudyConfig:
+        return config.model_copy(update=limits)
+
+    require_fit(costs, budget(max_memory_gb=3.1, max_disk_gb=0.005, max_hours=2.1), tmp_path)
+    with pytest.raises(UserError, match=r"needs 4,000,000 bytes and max_disk_gb allows 3,000,000"):
+        require_room(costs, tmp_path, 3, max_disk_gb=0.003)
+    with pytest.raises(UserError, match=rf"max_memory_gb allows 2,0.*; --models {small} would fit"):
+        require_memory(costs, budget(max_memory_gb=2.0))
+    with pytest.raises(UserError, match="use a smaller chunk_tokens"):
+        require_memory(costs, budget(max_memory_gb=0.5))
+    told = r"2\.00 hours here and max_hours is 1; .* 50% would fit \(--tokens 8200\)"
+    with pytest.raises(UserError, match=told):
+        require_time(costs, budget(max_hours=1.0))
+    require_time(costs, budget())
+
+
+def test_peak_memory_grows_with_what_is_held(config: StudyConfig) -> None:
+    def peak(**more: object) -> int:
+        cost = plan_study(config.model_copy(update={"models": config.models[1:], **more}))[0]
+        return cost.memory_bytes
+
+    first = peak()
+    assert first > 100e6, "the libraries alone"
+    # 32 million more tokens at 26 bytes.
+    assert peak(sae_tokens=32_016_384) - first > 0.9 * 26 * 32e6
+    assert plan_study(config)[0].n_units == 5
 
 
 def test_the_commands_print_a_table_or_json(

@@ -1,9 +1,10 @@
-"""The state of a study's folder, read without touching it."""
+"""The state of a study's folder, read without touching it. States of units: test_units.py."""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,36 +13,55 @@ from interp.cli import main
 from interp.config import StudyConfig
 from interp.durable import is_held, only_writer
 from interp.errors import UserError
+from interp.graph import Graph, parts_of
 from interp.run import CONFIG, RunFolder
-from interp.status import ago, parts_of, status
+from interp.sources import ModelSource, Sources
+from interp.status import ago, status
+from interp.units import Record, Unit, failure_file, files_of, record_file, write_record
 
 CONFIGURED = StudyConfig(
     models=("a/one", "two", "three"),
     twins=("two",),
     gaussian=("two",),
     loss_only_models=("small",),
+    check_convergence=False,
+    n_seeds=2,
+    threads=1,
+)
+SOURCES = Sources(
+    "text", {name: ModelSource(16, 2, "w", "c", "t") for name in ("a/one", "two", "three", "small")}
 )
 
 
+def finish(graph: Graph, unit: Unit) -> None:
+    """Files of a few bytes, and their record."""
+    inputs = graph.inputs(unit)
+    assert inputs is not None
+    for item in inputs.items:
+        for file in files_of(graph.folder, unit, item):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"k": 4}))
+    paths = dict.fromkeys(graph.files(unit), "not read here")
+    write_record(record_file(graph.folder, unit), Record(inputs, paths, 3.0, "cpu", 1))
+
+
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """One part finished, one in training, one just begun, the others not."""
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One part done, one with a failure, one in training, one just begun, the others not."""
+    monkeypatch.setattr("interp.durable.sha256", lambda path: "not read here")
     (tmp_path / CONFIG).write_text(CONFIGURED.to_yaml())
-    folder = RunFolder(tmp_path)
-    for name, files in {
-        "small": ["rows.parquet", "model.json"],
-        "a/one": ["rows.parquet", "model.json", "pilots.json"],
-        "two": ["model.json", "training/sae-0000.safetensors"],
-        "three": ["model.json"],
-    }.items():
-        for file in files:
-            path = folder.work(name, "trained") / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("[]")
-    (folder.work("two", "trained") / "pilots.json").write_text('[{"k": 4}, {"k": 7}]')
-    kept = folder.sae("a/one", "trained", "blocks.0.hook_resid_post", "64-2-0")
-    kept.mkdir(parents=True)
-    (kept / "cfg.json").write_text("{}")
+    graph = Graph(CONFIGURED, RunFolder(tmp_path), SOURCES)
+    SOURCES.write(graph.folder)
+    how_many = {"small": 1, "a/one": 5, "two": 3, "three": 1}
+    for name, n in how_many.items():
+        for unit in [u for u in graph.units if (u.model, u.control) == (name, "trained")][:n]:
+            finish(graph, unit)
+    checkpoint = graph.folder.work("two", "trained") / "training" / "ab" / "sae-0000.safetensors"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("")
+    failure = failure_file(graph.folder, Unit("two", "random_init", "loss"))
+    failure.parent.mkdir(parents=True)
+    failure.write_text(json.dumps({"error": "not finite", "trace": ""}))
     (tmp_path / "work" / "seconds").write_text("90.0\n")
     return tmp_path
 
@@ -51,14 +71,31 @@ def test_every_part_has_its_state(root: Path) -> None:
     states = {(p.model, p.control): (p.state, p.detail) for p in found.parts}
     assert states == {
         ("small", "trained"): ("done", "loss"),
-        ("a/one", "trained"): ("done", "1 SAEs"),
-        ("two", "trained"): ("training", "k 4, 7; checkpointed"),
-        ("two", "random_init"): ("to do", ""),
-        ("two", "matched_gaussian"): ("to do", ""),
-        ("three", "trained"): ("measuring", "loss known"),
+        ("a/one", "trained"): ("done", "5 of 5 units; k 4; 2 SAEs"),
+        ("two", "trained"): ("begun", "3 of 5 units; k 4; training checkpointed"),
+        ("two", "random_init"): ("failed", "loss: not finite"),
+        ("two", "matched_gaussian"): ("left", ""),
+        ("three", "trained"): ("begun", "1 of 5 units"),
     }
     assert list(states) == [part[:2] for part in parts_of(CONFIGURED)]
     assert (found.n_done, found.finished, found.running, found.seconds) == (2, False, False, 90.0)
+    assert found.n_units == {"done": 10, "left": 15, "failed": 1}
+
+
+def test_a_unit_says_why_it_would_run_again(root: Path) -> None:
+    changed = CONFIGURED.model_copy(update={"loss_tokens": 4_096})
+    RunFolder(root).under_way.write_text(changed.to_yaml())
+    [loss, *others] = status(root).parts[1].units
+    assert (loss.state, loss.why) == ("stale", "loss_tokens was 262144, now it is 4096")
+    assert {unit.state for unit in others} == {"done"}
+    assert loss.seconds == 3.0
+
+
+def test_before_the_first_sitting_all_is_left(tmp_path: Path) -> None:
+    (tmp_path / CONFIG).write_text(CONFIGURED.to_yaml())
+    found = status(tmp_path)
+    assert {part.state for part in found.parts} == {"left"}
+    assert not found.n_units
 
 
 def test_looking_changes_nothing(root: Path) -> None:
@@ -74,6 +111,8 @@ def test_a_writer_is_seen_and_not_disturbed(root: Path) -> None:
         assert status(root).running
         with pytest.raises(UserError, match="another process"), only_writer(root):
             pass
+        with pytest.raises(UserError), only_writer(root, wait_seconds=0.3):
+            pass
     assert not is_held(root)
 
 
@@ -82,21 +121,23 @@ def test_the_command_prints_a_table_or_json(root: Path, capsys: pytest.CaptureFi
     assert main(["status", str(root)]) == 0
     shown = capsys.readouterr().out
     assert "2 of 6 parts done; report written; no process is at it; 1.5 minutes spent" in shown
+    assert "units: 15 left, 10 done, 1 failed" in shown
     assert "two, random_init" in shown
     assert main(["status", str(root), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["n_done"] == 2
+    assert found["n_units"] == {"done": 10, "left": 15, "failed": 1}
+    assert found["parts"][3]["units"][0]["why"] == "not finite"
     assert len(found["parts"]) == 6
     assert main(["status", str(root / "work")]) == 2
     assert "holds no study" in capsys.readouterr().err
 
 
 def test_times_are_told_in_minutes_and_hours(tmp_path: Path) -> None:
-    import time
-
     file = tmp_path / "file"
     file.touch()
     os.utime(file, (time.time() - 600, time.time() - 600))
     assert ago(file.stat().st_mtime) == "10 minutes ago"
     assert ago(time.time() - 3 * 3600) == "3 hours ago"
+    assert ago(time.time() + 3600) == "0 minutes ago", "the clock was set back"
     assert ago(None) == ""

@@ -1,0 +1,190 @@
+"""The last unit of a study: tables, fits and report from whatever was measured."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from typing import Any
+
+import pandas as pd
+
+from interp import durable, ladder
+from interp.corpora import Corpus
+from interp.errors import StudyFailedError
+from interp.executor import Failure
+from interp.graph import Graph
+from interp.machine import cpu_name, peak_memory_bytes
+from interp.measure import loss_rows
+from interp.provenance import modules, provenance, sources_sha256
+from interp.report import headline, write_report
+from interp.run import (
+    CONFIG,
+    NO_RESULT,
+    TRAINED,
+    RunFolder,
+    folder_name,
+    write_json,
+    write_table,
+    write_text,
+)
+from interp.summary import summarise, tidy
+from interp.units import Inputs, Record, Unit, files_of, read_record, write_record
+
+TABLES = ("results.parquet", "models.json", "manifest.json", "summary.json")
+"""What it leaves beside figures and report, which can be drawn again from these."""
+
+
+def analyse(graph: Graph, corpus: Corpus, command: str, failures: Sequence[Failure]) -> None:
+    """Write the tables and the report, unless they are there and what they rest on is the same.
+
+    Raises StudyFailedError where nothing was measured.
+    """
+    root, config = graph.folder.root, graph.config
+    record_path = root / "work" / "analysis.json"
+    inputs = _analysis_inputs(graph, corpus, failures)
+    record = read_record(record_path)
+    if (
+        record is not None
+        and record.inputs == inputs
+        and (root / "report.html").exists()
+        and all((root / p).exists() and durable.sha256(root / p) == sha
+                for p, sha in record.artifacts.items())
+    ):  # fmt: skip
+        return
+    started = time.monotonic()
+    rows, facts = _measured(graph)
+    if not facts:
+        raise StudyFailedError(
+            f"{root}: no model could be measured; the first failure: "
+            f"{failures[0].unit}: {failures[0].error}"
+        )
+    # It goes first and comes last.
+    (root / "summary.json").unlink(missing_ok=True)
+    write_text(root / CONFIG, config.to_yaml())
+    results = tidy(rows, facts)
+    write_table(root / "results.parquet", results)
+    summary = summarise(results, facts, config, corpus.warnings)
+    lost = list(map(_lost, failures))
+    summary["warnings"] = [*map(_told, lost), *_hardware(graph), *summary["warnings"]]
+    if lost:
+        summary["failures"] = lost
+    seconds = add_seconds(graph.folder, 0)
+    summary |= {"command": command, "wall_time_seconds": round(seconds, 1)}
+    summary["headline"] = headline(summary)
+    write_json(root / "models.json", facts)
+    write_json(root / "manifest.json", _manifest(graph, facts, seconds))
+    write_json(root / "summary.json", summary)
+    write_report(root)
+    artifacts = {name: durable.sha256(root / name) for name in TABLES}
+    took = round(time.monotonic() - started, 2)
+    write_record(record_path, Record(inputs, artifacts, took, cpu_name(), config.threads))
+
+
+def _analysis_inputs(graph: Graph, corpus: Corpus, failures: Sequence[Failure]) -> Inputs:
+    """Every artifact, the whole config, and all code: what reads rows may change at any time."""
+    settings: dict[str, Any] = {
+        "config": json.loads(graph.config.model_dump_json(exclude=set(NO_RESULT))),
+        "code_sha256": sources_sha256(
+            (package, file)
+            for package in ("interp", "interp.report", "saes")
+            for file in modules(files(package))
+        ),
+        "text_warnings": list(corpus.warnings),
+        "failures": [[str(one.unit), one.error] for one in failures],
+    }
+    hashes = {}
+    for unit in graph.units:
+        record = graph.record(unit)
+        if record is not None:
+            hashes[str(unit)] = record.inputs.sha256
+            hashes |= record.artifacts
+    return Inputs(settings, hashes, {})
+
+
+def _measured(graph: Graph) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """(rows of everything that was measured, facts of the models)."""
+    facts, rows, frames = [], [], []
+    known: set[str] = set()
+    for unit in graph.units:
+        if not graph.is_done(unit):
+            continue
+        if unit.kind == "loss":
+            [file] = files_of(graph.folder, unit, "model")
+            found = json.loads(file.read_text())
+            found |= {"family": graph.config.family, "arm": graph.config.arm}
+            if unit.control == TRAINED:
+                facts.append(found | ladder.levers(unit.model))
+                known.add(unit.model)
+            rows += loss_rows(found, unit.control) if unit.model in known else []
+        elif unit.spot is not None and unit.model in known:
+            [file] = files_of(graph.folder, unit, unit.spot.name)
+            frames.append(pd.read_parquet(file))
+    return pd.concat([pd.DataFrame(rows), *frames]), facts
+
+
+def _lost(failure: Failure) -> dict[str, str]:
+    unit = failure.unit
+    who = {"model": unit.model, "control": unit.control}
+    return who | {"unit": unit.name, "error": failure.error}
+
+
+def _told(lost: dict[str, str]) -> str:
+    who = lost["model"] if lost["control"] == TRAINED else f"{lost['model']}, {lost['control']}"
+    return f"failed and left out: {who} ({lost['unit']}): {lost['error']}"
+
+
+def _hardware(graph: Graph) -> list[str]:
+    """Bits depend on the kind of processor; figures agree within their intervals."""
+    records = (graph.record(unit) for unit in graph.units)
+    kinds = sorted({record.cpu for record in records if record is not None})
+    if len(kinds) < 2:
+        return []
+    return [
+        f"measured on {len(kinds)} kinds of processor ({', '.join(kinds)}): the same study on one "
+        "of them agrees within the intervals, not bit for bit"
+    ]
+
+
+def add_seconds(folder: RunFolder, seconds: float) -> float:
+    """Add to the time that this study's units took, over all sittings; the new total."""
+    file = folder.root / "work" / "seconds"
+    total = seconds
+    with contextlib.suppress(OSError, ValueError):
+        total += float(file.read_text())
+    write_text(file, f"{total:.1f}\n")
+    return total
+
+
+def _manifest(graph: Graph, facts: Iterable[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """What else the result depends on, and what it cost. Every unit's own record is in `work`."""
+    config = graph.config
+    # The same for all parts, or the study would have been refused.
+    depends_on = provenance(graph.sources.text_sha256)
+    text_sha256, code_sha256 = (depends_on.pop(key) for key in ("text_sha256", "code_sha256"))
+    records = {str(unit): record for unit in graph.units if (record := graph.record(unit))}
+    losses = [unit for unit in graph.units if unit.kind == "loss" and graph.is_done(unit)]
+    return {
+        "versions": {"python": platform.python_version(), **depends_on},
+        "code_sha256": code_sha256,
+        "weights_sha256": {folder_name(f["name"], TRAINED): f["weights_sha256"] for f in facts},
+        "text_sha256": text_sha256,
+        "tokens_sha256": {unit.label: _tokens_sha256(graph, unit) for unit in losses},
+        "seed": config.seed,
+        "threads": config.threads,
+        "cpu": cpu_name(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "wall_time_seconds": round(seconds, 1),
+        "peak_memory_bytes": max(
+            peak_memory_bytes(), *(record.peak_memory_bytes for record in records.values())
+        ),
+        "units": {name: record.inputs.sha256 for name, record in records.items()},
+    }
+
+
+def _tokens_sha256(graph: Graph, unit: Unit) -> str:
+    [file] = files_of(graph.folder, unit, "model")
+    return json.loads(file.read_text())["tokens_sha256"]
