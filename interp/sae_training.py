@@ -50,13 +50,14 @@ def train_saes(
     log: str | None = None,
     checkpoint_seconds: float = 30.0,
     shuffle_buffer: int = SHUFFLE_BUFFER,
+    device: str = "cpu",
 ) -> list[Path]:
     """Train on the rows that an SAE should see, in passes over `tokens`; the SAEs' folders.
 
     `configs` makes the SAEs from {hook point: d_in}. Each SAE shuffles `shuffle_buffer` tokens at a
-    time, whole blocks, with its own seed; memory is two such buffers for every hook point. The same
-    call resumes after a kill, with the same final bits. Raises UserError when `out` holds SAEs of
-    another stream.
+    time, whole blocks, with its own seed; memory is two such buffers for every hook point. They
+    train on `device`, wherever the model is. The same call resumes after a kill, with the same
+    final bits. Raises UserError when `out` holds SAEs of another stream.
     """
     settings = configs({str(point): model.d_model for point in points})
     _claim(
@@ -75,7 +76,9 @@ def train_saes(
         {str(point): chunk.acts[str(point)][chunk.keep] for point in points}
         for chunk in passes(model, tokens, list(points), chunk_tokens=shuffle_buffer)
     )
-    return train_into(out, stream, settings, log=log, checkpoint_seconds=checkpoint_seconds)
+    return train_into(
+        out, stream, settings, log=log, checkpoint_seconds=checkpoint_seconds, device=device
+    )
 
 
 def _claim(out: Path, stream: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from saes.config import SAEConfig
 from saes.errors import SAEError
-from saes.group import Member
+from saes.member import Member
 from saes.steps import new_step
 
 CONFIGS_NAME = "configs.json"
@@ -69,6 +69,7 @@ def write(folder: Path, number: int, member: Member) -> None:
         "fvu": member.fvu,
         "fingerprint": member.fingerprint,
         "stopped_early": member.stopped_early,
+        "computed_by": sorted(member.paths),
     }
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in member.step.state().items()
@@ -87,8 +88,8 @@ def write(folder: Path, number: int, member: Member) -> None:
         ) from error
 
 
-def read(folder: Path, number: int, member: Member, device: torch.device) -> None:
-    """Put member `number` back where its checkpoint was written; no file, no change.
+def read(folder: Path, number: int, member: Member) -> None:
+    """Put member `number` back where its checkpoint was written, on the CPU; no file, no change.
 
     Raises SAEError for a damaged file.
     """
@@ -104,10 +105,10 @@ def read(folder: Path, number: int, member: Member, device: torch.device) -> Non
             f"{path}: damaged checkpoint ({error}); delete it to train this SAE again"
         ) from None
     config = member.config
-    origin = torch.zeros(config.d_in, device=device)
+    origin = torch.zeros(config.d_in)
     member.step = new_step(config, origin, generator=torch.Generator())
     member.step.load_state(tensors, record["n_steps"])
-    member.pending = tensors["pending"].to(device)
+    member.pending = tensors["pending"]
     member.cursor = record["cursor"]
     member.tokens_done = record["tokens_done"]
     member.scale = record["scale"]
@@ -115,6 +116,7 @@ def read(folder: Path, number: int, member: Member, device: torch.device) -> Non
     member.fvu = record["fvu"]
     member.fingerprint = record["fingerprint"]
     member.stopped_early = record["stopped_early"]
+    member.paths = set(record.get("computed_by", ["cpu"]))
 
 
 def _path(folder: Path, number: int) -> Path:

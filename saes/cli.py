@@ -93,6 +93,7 @@ def _train(options: argparse.Namespace) -> None:
         settings,
         log=options.log,
         checkpoint_seconds=options.checkpoint_seconds,
+        device=options.device,
     ):
         print(path)
 

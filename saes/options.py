@@ -73,6 +73,7 @@ def add_sae_options(parser: argparse.ArgumentParser) -> None:
     step.add_argument("--no-scaling", action="store_true", help="train on the rows as they are")
 
     run = parser.add_argument_group("the run")
+    run.add_argument("--device", default="cpu", help="cpu or cuda; where to train (cpu)")
     run.add_argument("--log", choices=TRACKERS, help="send the metrics there too (nowhere)")
     run.add_argument(
         "--checkpoint-seconds", type=float, default=30.0, metavar="S", help="at least so far apart"

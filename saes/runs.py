@@ -26,6 +26,7 @@ def train_into(
     *,
     log: str | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    device: str = "cpu",
 ) -> list[Path]:
     """Train, and save each SAE as <out>/<hook point>/<name>; the same call resumes after a kill.
 
@@ -49,6 +50,7 @@ def train_into(
             heartbeat=heartbeat,
             checkpoint_dir=out / CHECKPOINTS,
             checkpoint_seconds=checkpoint_seconds,
+            device=device,
         )
     for sae, path in zip(saes, paths, strict=True):
         save(sae, path)
