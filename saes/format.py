@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saes.config import SAEConfig
+from saes.dictionary import Dictionary, without_gate
 from saes.errors import SAEError
 from saes.sae import SAE
 
@@ -26,14 +27,15 @@ WEIGHTS_NAME = "sae_weights.safetensors"
 OWN_KEY = "superscope"
 """Key of cfg.json's metadata that holds our configuration and training record."""
 RULES: dict[str, tuple[str, ...]] = {
-    "topk": (),
-    "standard": (),
-    "jumprelu": ("threshold",),
-    "batchtopk": ("topk_threshold",),
-    "matryoshka_batchtopk": ("topk_threshold",),
+    "topk": ("b_enc",),
+    "standard": ("b_enc",),
+    "jumprelu": ("b_enc", "threshold"),
+    "gated": ("b_gate", "b_mag", "r_mag"),
+    "batchtopk": ("b_enc", "topk_threshold"),
+    "matryoshka_batchtopk": ("b_enc", "topk_threshold"),
 }
-"""sae-lens architectures that `load` knows, and the tensors beside the usual four. The last two
-are those of an unfinished training run; finished ones are saved as jumprelu."""
+"""sae-lens architectures that `load` knows, and their tensors beside W_enc, W_dec and b_dec. The
+last two are those of an unfinished training run; finished ones are saved as jumprelu."""
 
 
 def save(sae: SAE, path: str | Path) -> None:
@@ -84,28 +86,25 @@ def load(path: str | Path) -> SAE:
     for option in ("normalize_activations", "reshape_activations"):
         if cfg.get(option, "none") != "none":
             raise SAEError(f"{path}: {option} {cfg[option]!r} is not supported; fold it first")
-    rule = RULES[architecture]
-    missing = {"W_enc", "W_dec", "b_enc", "b_dec", *rule} - weights.keys()
+    missing = {"W_enc", "W_dec", "b_dec", *RULES[architecture]} - weights.keys()
     if missing or (architecture == "topk" and not isinstance(cfg.get("k"), int)):
         raise SAEError(f"{path}: lacks {', '.join(sorted(missing)) or 'k'}; save the SAE again")
-    W_enc, W_dec = weights["W_enc"].float(), weights["W_dec"].float()
-    b_enc, b_dec = weights["b_enc"].float(), weights["b_dec"].float()
+    W_enc, W_dec, b_enc, b_dec, threshold = _dictionary(architecture, weights)
     if cfg.get("rescale_acts_by_decoder_norm", False):
         norms = W_dec.norm(dim=1)
         W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
     if not cfg.get("apply_b_dec_to_input", True):
         b_enc = b_enc + b_dec @ W_enc
     own = (cfg.get("metadata") or {}).get(OWN_KEY) or {}
-    is_topk = architecture == "topk"
     return SAE(
         W_enc,
         W_dec,
         b_enc,
         b_dec,
-        k=cfg["k"] if is_topk else 0,
+        k=cfg["k"] if threshold is None else 0,
         cfg=SAEConfig(**own["config"]) if own.get("config") else None,
         metadata=own.get("training"),
-        threshold=None if is_topk else _threshold(weights, rule, b_enc),
+        threshold=threshold,
     )
 
 
@@ -131,11 +130,16 @@ def hook_name(path: str | Path) -> str | None:
     return (cfg.get("metadata") or {}).get("hook_name") or cfg.get("hook_name")
 
 
-def _threshold(weights: dict[str, Tensor], rule: tuple[str, ...], b_enc: Tensor) -> Tensor:
-    """Per latent; zero, which is ReLU, where the architecture has none."""
-    if not rule:
-        return torch.zeros_like(b_enc)
-    return weights[rule[0]].float().expand_as(b_enc).clone()
+def _dictionary(architecture: str, weights: dict[str, Tensor]) -> Dictionary:
+    """The weights in float32 with their rule; a threshold of zero is ReLU."""
+    names = ("W_enc", "W_dec", "b_dec", *RULES[architecture])
+    weights = {name: weights[name].float() for name in names}
+    if architecture == "gated":
+        return without_gate(**weights)
+    b_enc = weights["b_enc"]
+    threshold = weights.pop("topk_threshold", weights.pop("threshold", torch.zeros_like(b_enc)))
+    is_topk = architecture == "topk"
+    return Dictionary(**weights, threshold=None if is_topk else threshold.expand_as(b_enc).clone())
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

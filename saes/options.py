@@ -14,7 +14,7 @@ from saes.errors import SAEError
 if TYPE_CHECKING:
     from saes.config import SAEConfig
 
-ARCHITECTURES = ("topk", "batchtopk", "matryoshka_batchtopk", "standard", "jumprelu")
+ARCHITECTURES = ("topk", "batchtopk", "matryoshka_batchtopk", "standard", "jumprelu", "gated")
 TRACKERS = ("wandb", "trackio", "tensorboard")
 _SAME_NAME = (
     "architecture",
@@ -52,7 +52,7 @@ def add_sae_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=[],
         metavar="C",
-        help="instead of --k, for standard (L1) and jumprelu (L0)",
+        help="instead of --k, for standard and gated (L1) and jumprelu (L0)",
     )
     shape.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0..N-1 (1)")
     shape.add_argument("--architecture", choices=ARCHITECTURES, help="default: topk")

@@ -103,7 +103,7 @@ def damaged(tmp_path: Path, **changes: object) -> Path:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architecture": "gated"}, "architecture 'gated' is not supported"),
+        ({"architecture": "matching_pursuit"}, "architecture 'matching_pursuit' is not supported"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations 'layer_norm'"),
         ({"reshape_activations": "hook_z"}, "reshape_activations 'hook_z'"),
         ({"k": None}, "lacks k"),
