@@ -9,7 +9,6 @@ other random state.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from saes.config import SAEConfig
+from saes.durable import whole
 from saes.errors import SAEError
 from saes.member import Member
 from saes.steps import new_step
 
 CONFIGS_NAME = "configs.json"
+PREFIX = "sae-"
 
 
 def claim(folder: Path, configs: list[SAEConfig]) -> None:
@@ -32,7 +33,8 @@ def claim(folder: Path, configs: list[SAEConfig]) -> None:
     """
     ours: list[dict[str, Any]] = [config.model_dump(mode="json") for config in configs]
     path = folder / CONFIGS_NAME
-    if path.exists():
+    # Before the first checkpoint there is nothing that other settings could spoil.
+    if path.exists() and has_any(folder):
         try:
             theirs = _with_defaults(json.loads(path.read_text()))
         except (ValueError, TypeError, AttributeError) as error:
@@ -51,9 +53,13 @@ def claim(folder: Path, configs: list[SAEConfig]) -> None:
         raise SAEError(
             f"{folder} cannot be made ({error.strerror}); choose another folder"
         ) from None
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(ours, indent=1))
-    os.replace(temporary, path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(ours, indent=1))
+
+
+def has_any(folder: Path) -> bool:
+    """Whether some SAE's state is there."""
+    return any(folder.glob(f"{PREFIX}*.safetensors"))
 
 
 def write(folder: Path, number: int, member: Member) -> None:
@@ -76,16 +82,8 @@ def write(folder: Path, number: int, member: Member) -> None:
     }
     tensors["pending"] = member.pending.cpu().contiguous()
     path = _path(folder, number)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        save_file(tensors, temporary, metadata={"record": json.dumps(record)})
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise SAEError(
-            f"{path}: could not write the checkpoint ({error.strerror or error}); "
-            "free some space and run the same line again, the previous checkpoint is intact"
-        ) from error
+    with whole(path) as partial:
+        save_file(tensors, partial, metadata={"record": json.dumps(record)})
 
 
 def read(folder: Path, number: int, member: Member) -> None:
@@ -120,7 +118,7 @@ def read(folder: Path, number: int, member: Member) -> None:
 
 
 def _path(folder: Path, number: int) -> Path:
-    return folder / f"sae-{number:04d}.safetensors"
+    return folder / f"{PREFIX}{number:04d}.safetensors"
 
 
 def _with_defaults(configs: Any) -> Any:

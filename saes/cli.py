@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,6 +92,8 @@ def _train(options: argparse.Namespace) -> None:
         options.out,
         folder.passes(n_tokens, options.chunk_rows),
         settings,
+        identity={**folder.identity, "shuffle_buffer": options.chunk_rows},
+        labels={"acts": str(options.acts)},
         log=options.log,
         checkpoint_seconds=options.checkpoint_seconds,
         device=options.device,
@@ -114,7 +117,14 @@ def _evaluate(options: argparse.Namespace) -> None:
                 f"{path}: trained on {hook_point!r} but {options.acts} holds "
                 f"{sorted(folder.widths)}; give its activations"
             )
+        if folder.widths[hook_point] != sae.d_in:
+            raise SAEError(
+                f"{path}: d_in is {sae.d_in} but {options.acts} holds rows of width "
+                f"{folder.widths[hook_point]}; give the activations that it was trained on"
+            )
         metrics = evaluate(sae, (chunk[hook_point] for chunk in folder.chunks()))
+        if not math.isfinite(metrics.fvu):
+            raise SAEError(f"{path}: what it reconstructs is not finite; train it again")
         rows.append(
             {
                 "path": str(path),
@@ -130,7 +140,7 @@ def _evaluate(options: argparse.Namespace) -> None:
                 "density_histogram": metrics.density_histogram(),
             }
         )
-    print(json.dumps(rows, indent=2) if options.json else _table(rows))
+    print(json.dumps(rows, indent=2, allow_nan=False) if options.json else _table(rows))
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from saes.config import SAEConfig
 from saes.dictionary import Dictionary, without_gate
+from saes.durable import writing
 from saes.errors import SAEError
 from saes.sae import SAE
 
@@ -41,31 +42,24 @@ last two are those of an unfinished training run; finished ones are saved as jum
 def save(sae: SAE, path: str | Path) -> None:
     """Write the folder `path`, replacing an SAE already there; never leaves a half-written one.
 
-    Raises SAEError where `path` holds something other than an SAE.
+    Raises SAEError where `path` holds something other than an SAE, and where the disk is full.
     """
     path = Path(path)
     if path.exists() and not _is_replaceable(path):
         raise SAEError(f"{path} exists and is no SAE folder; give a new or empty folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        # mkdtemp makes private folders; results are meant to be shared.
-        fresh.chmod(0o755)
-        weights = {
-            # A copy: safetensors refuses tied weights, which share memory.
-            name: getattr(sae, name).detach().cpu().contiguous().clone()
-            for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
-            if getattr(sae, name) is not None
-        }
-        save_file(weights, fresh / WEIGHTS_NAME)
-        (fresh / CONFIG_NAME).write_text(json.dumps(_sae_lens_config(sae), indent=2) + "\n")
-        if path.exists():
-            retired = fresh.with_name(fresh.name + "-old")
-            os.replace(path, retired)
-            os.replace(fresh, path)
-            shutil.rmtree(retired)
-        else:
-            os.replace(fresh, path)
+        with writing(path):
+            _write(sae, fresh)
+            if path.exists():
+                retired = fresh.with_name(fresh.name + "-old")
+                os.replace(path, retired)
+                os.replace(fresh, path)
+                shutil.rmtree(retired)
+            else:
+                os.replace(fresh, path)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
@@ -157,6 +151,21 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except SafetensorError as error:
         raise SAEError(f"{path / WEIGHTS_NAME}: damaged ({error}); save the SAE again") from None
     return cfg, weights
+
+
+def _write(sae: SAE, folder: Path) -> None:
+    # mkdtemp makes private folders, and safetensors private files; results are meant to be shared.
+    folder.chmod(0o755)
+    weights = {
+        # A copy: safetensors refuses tied weights, which share memory.
+        name: getattr(sae, name).detach().cpu().contiguous().clone()
+        for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+        if getattr(sae, name) is not None
+    }
+    save_file(weights, folder / WEIGHTS_NAME)
+    config = folder / CONFIG_NAME
+    config.write_text(json.dumps(_sae_lens_config(sae), indent=2) + "\n")
+    (folder / WEIGHTS_NAME).chmod(config.stat().st_mode)
 
 
 def _sae_lens_config(sae: SAE) -> dict[str, Any]:

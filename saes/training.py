@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,10 +67,10 @@ def train(
     """Train one SAE per config on a stream of chunks keyed by hook point; SAEs in configs' order.
 
     Chunks may have any number of rows; larger ones shuffle better. Rows are consumed in order until
-    every config has its `n_tokens`; a shorter stream trains on what there is, and the SAE's
-    metadata says status "stream ended" instead of "done". Configs that differ in their budget alone
-    share their first steps (`saes.trunk`). On a CPU the result is determined by config,
-    stream and CPU type, not by the companions or the number of cores.
+    every config has its `n_tokens`; a shorter stream trains on what there is, with a warning, and
+    the SAE's metadata says status "stream ended" instead of "done". Configs that differ in their
+    budget alone share their first steps (`saes.trunk`). On a CPU the result is determined by
+    config, stream and CPU type, not by the companions or the number of cores.
 
     With `checkpoint_dir`, state is saved at chunk boundaries at least `checkpoint_seconds` apart
     and at the end; the same call with the same stream resumes with the same final bits. `workers`
@@ -95,7 +96,7 @@ def train(
                 f"configs give hook point {config.hook_point!r} two widths, "
                 f"d_in {hook_points[config.hook_point]} and {config.d_in}; give one"
             )
-    place = None if device is None else _device(device)
+    place = None if device is None else device_named(device)
     with Group(configs, workers=workers, stack=stack) as group:
         members = group.members
         if checkpoint_dir is not None:
@@ -135,6 +136,13 @@ def train(
                 heartbeat(_status(group, done / max(now - started, 1e-9)))
         group.end_stream()
         saes = [member.export() for member in members]
+        if ended := [member for member in members if member.stopped_early]:
+            done, total = ended[0].tokens_done, ended[0].config.n_tokens
+            warnings.warn(
+                f"the stream ended after {done:,} of {total:,} tokens; {len(ended)} of "
+                f"{len(members)} SAEs are trained on what there was",
+                stacklevel=2,
+            )
         if place is not None:
             # Those that were finished before this call never left the CPU.
             saes = [sae.to(place) for sae in saes]
@@ -168,7 +176,7 @@ class _Checked:
                     f"{hook_point}: the stream gives rows of shape {tuple(rows.shape)} but the "
                     f"config says d_in {d_in}; make them agree"
                 )
-            device = self._device or _device(rows.device)
+            device = self._device or device_named(rows.device)
             rows = rows.detach().float().contiguous()
             finite = torch.isfinite(rows).all(dim=1)
             if not finite.all():
@@ -189,7 +197,7 @@ class _Checked:
         return chunk
 
 
-def _device(name: str | torch.device) -> torch.device:
+def device_named(name: str | torch.device) -> torch.device:
     """A device that can train. Raises SAEError for others."""
     try:
         device = torch.device(name)

@@ -257,6 +257,7 @@ def test_a_stacked_run_gives_the_saes_of_the_loop(kind: str) -> None:
     assert (stacked[0].W_dec - stacked[3].W_dec).abs().max() > 0.01
 
 
+@pytest.mark.filterwarnings("ignore:the stream ended")
 def test_rows_that_wait_and_a_stream_that_ends_early() -> None:
     """Chunks of no whole number of batches, an empty one, and less than a batch at the end."""
     pieces = [
