@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from saes.errors import SAEError
-from saes.options import OneLineParser, add_sae_options, configs
+from saes.options import OneLineParser, add_sae_options, configs, count
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,14 +45,14 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("acts", metavar="DIR", type=Path, help="folder of activations")
     train.add_argument("--out", type=Path, required=True, help="folder for the SAEs")
     train.add_argument(
-        "--tokens", type=int, help="rows to train on (one pass); more than a pass repeats it"
+        "--tokens", type=count, help="rows to train on (one pass); more than a pass repeats it"
     )
     train.add_argument("--hook-points", nargs="+", help="keys to train on (all)")
     train.add_argument(
         "--shuffle-buffer",
         "--chunk-rows",
         dest="chunk_rows",
-        type=int,
+        type=count,
         default=131_072,
         metavar="N",
         help="rows that every SAE shuffles together (131072)",
@@ -84,8 +84,6 @@ def _train(options: argparse.Namespace) -> None:
             f"{options.acts}: no hook point {unknown[0]!r}, only {sorted(folder.widths)}; "
             "give one of those"
         )
-    if options.chunk_rows < 1:
-        raise SAEError(f"--shuffle-buffer {options.chunk_rows}: give at least 1")
     n_tokens = folder.n_rows if options.tokens is None else options.tokens
     settings = configs(options, {name: folder.widths[name] for name in hook_points}, n_tokens)
     for path in train_into(

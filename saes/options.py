@@ -80,6 +80,23 @@ def add_sae_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def count(text: str) -> int:
+    """A number of tokens: 200000, 2e5, 200k, 1M."""
+    value = with_unit(text, {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9})
+    if not 1 <= value < 1e15 or value != int(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens; write 200000 or 200k")
+    return int(value)
+
+
+def with_unit(text: str, units: dict[str, float]) -> float:
+    """The number that `text` says, in ones; 0 where it says none."""
+    unit = next((unit for unit in units if text.lower().endswith(unit)), "")
+    try:
+        return float(text[: len(text) - len(unit)]) * units.get(unit, 1)
+    except ValueError:
+        return 0.0
+
+
 def configs(
     options: argparse.Namespace, widths: Mapping[str, int], n_tokens: int
 ) -> list[SAEConfig]:

@@ -190,7 +190,7 @@ def test_a_wrong_command_line_is_one_line(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_more_tokens_than_rows_repeat_the_folder(acts: Path, tmp_path: Path) -> None:
-    assert main(train_line(acts, tmp_path / "out", "--tokens", "1500")) == 0
+    assert main(train_line(acts, tmp_path / "out", "--tokens", "1.5k")) == 0
     assert load(tmp_path / "out" / "resid" / "12-2-0").metadata["tokens_trained"] == 1500
 
 

@@ -21,6 +21,7 @@ from plain_step import (
 )
 from streams import Killed, killed_after, varying_rows
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from saes import lockstep
 from saes.adam import Weights
@@ -142,6 +143,37 @@ def test_bfloat16_gradients_equal_autograd_on_their_support(backend: str, kind: 
         slots = slots_of(got.slots, number, 16, 30)
         plain = plain_gradients(step, y[number], slots)
         assert_same_gradients(Weights(*(grad[number] for grad in got.weights)), plain)
+
+
+class CountOperations(TorchDispatchMode):
+    """Operations that torch carries out, in place of launches on a GPU."""
+
+    n = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        self.n += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_operations_of_a_step_do_not_grow_with_the_stack(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("torch", monkeypatch)
+    counts = []
+    for n_saes in (2, 20):
+        steps = [
+            make_step(seed, 4, 8, 3, architecture=kind, max_grad_norm=1.0) for seed in range(n_saes)
+        ]
+        for step in steps:
+            step.tokens_since_fired[:3] = 10**6
+        stack, y = new_stack(steps, device=CPU), torch.randn(n_saes, 10, 4)
+        with CountOperations() as operations:
+            stack.step(y, [0.01] * n_saes, 3)
+        counts.append(operations.n)
+    assert counts[0] == counts[1] > 0
 
 
 def trained_config(kind: str, **changes: object) -> SAEConfig:
