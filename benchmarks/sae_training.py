@@ -11,6 +11,11 @@ them, in turn, and the better of the two is its time (some are slower with more;
 other counts). Then wall seconds are compared; peak memory and equal training, which have nothing to
 do with threads, are left to a run on one core unless they are asked for.
 
+With --device cuda everybody trains there, on rows that are there already, and wall seconds are
+compared; ours are stacked (`saes.stacked`), the peers' take turns. 12 layers x 4 seeds of GPT-2:
+
+    python benchmarks/sae_training.py --device cuda --shapes gpt2
+
 Contenders whose library is not installed are left out, and the table says so.
 """
 
@@ -39,14 +44,18 @@ SHAPES = {
     "256": Shape(256, 4096, 32, 4096),
     "768": Shape(768, 12288, 32, 2048),
     "many": Shape(128, 1024, 32, 4096, n_hook_points=4, n_seeds=3),
+    "gpt2": Shape(768, 12288, 32, 4096, n_hook_points=12, n_seeds=4),
 }
+ON_A_CPU = ("128", "256", "768", "many")
 TARGETS = {"768": {"sae-lens": 17, "sparsify": 4}, "256": {"sae-lens": 12, "sparsify": 3},
-           "128": {"sae-lens": 8, "sparsify": 2}}  # fmt: skip
+           "128": {"sae-lens": 8, "sparsify": 2}, "gpt2": {"sae-lens": 5}}  # fmt: skip
+"""For two cores; the last for a GPU."""
 CLAIM = ("superscope", "superscope bf16", "sae-lens")
 """Whose training is compared to the end."""
 MOST_FVU = 1.01
 """Ours over sae-lens's after equal steps."""
 LR = 1e-3
+CPU = torch.device("cpu")
 STEPS_PER_ROUND = 2
 
 
@@ -80,7 +89,14 @@ def judged(contender: Contender, shape: Shape, x: Tensor) -> SAEMetricsResult:
 
 
 def race(
-    shape: Shape, names: list[str], cores: int, rounds: int, threads: list[int]
+    shape: Shape,
+    names: list[str],
+    cores: int,
+    rounds: int,
+    threads: list[int],
+    *,
+    device: torch.device = CPU,
+    stack: bool | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Interleaved rounds of all contenders: seconds per token, and FVU after equal steps.
 
@@ -88,10 +104,13 @@ def race(
     gives its SAEs a thread each whatever torch's number is, and so has one median.
     """
     n_rows = shape.batch * STEPS_PER_ROUND
-    pool = [activations(shape, n_rows, seed + 1) for seed in range(min(rounds + 1, 6))]
-    held_out = activations(shape, 4096, 99)[0]
+    pool = [
+        [rows.to(device) for rows in activations(shape, n_rows, seed + 1)]
+        for seed in range(min(rounds + 1, 6))
+    ]
+    held_out = activations(shape, 4096, 99)[0].to(device)
     mean = pool[0][0].mean(0)
-    contenders = {name: makers(cores)[name](shape, LR, mean, 0) for name in names}
+    contenders = {name: makers(cores, stack)[name](shape, LR, mean, 0) for name in names}
     for contender in contenders.values():
         contender.train(pool[0], shape.batch)  # compiles, allocates, initializes
     times: dict[str, dict[int, list[tuple[float, float]]]] = {
@@ -104,8 +123,10 @@ def race(
             torch.set_num_threads(n_threads)
             for name in names[turn:] + names[:turn]:
                 tokens = n_rows * contenders[name].n_saes
+                _wait_for(device)
                 start_wall, start_cpu = time.perf_counter(), time.process_time()
                 contenders[name].train(rows, shape.batch)
+                _wait_for(device)
                 cpu = (time.process_time() - start_cpu) / tokens
                 wall = (time.perf_counter() - start_wall) / tokens
                 times[name][1 if _is_ours(name) else n_threads].append((cpu, wall))
@@ -120,7 +141,8 @@ def race(
             }
             for n, spent in times[name].items()
         }
-        best = min(medians, key=lambda n: medians[n][f"{clock_of(cores)}_us_per_token"])
+        clock = clock_of(cores, device)
+        best = min(medians, key=lambda n: medians[n][f"{clock}_us_per_token"])
         found[name] = medians[best] | {
             "threads": best,
             "by_threads": medians,
@@ -131,9 +153,15 @@ def race(
     return found
 
 
-def clock_of(cores: int) -> str:
+def clock_of(cores: int, device: torch.device = CPU) -> str:
     """The seconds that are compared."""
-    return "cpu" if cores == 1 else "wall"
+    return "cpu" if cores == 1 and device.type == "cpu" else "wall"
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until everything that was launched is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _is_ours(name: str) -> bool:
@@ -216,6 +244,7 @@ def markdown(table: dict[str, Any]) -> str:
     clock = table["clock"]
     lines = [
         f"`{table['command']}`, {table['cores']} core(s) of {table['cpu']}, "
+        f"{'' if table['device'] == 'cpu' else table['device'] + ', '}"
         f"torch {table['torch']}, load average {table['load_average'][0]:.1f} at the start"
         + (f". {table['note']}" if table["note"] else "."),
         "",
@@ -314,7 +343,8 @@ def _targets(result: dict[str, Any], base: dict[str, float]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(ON_A_CPU))
+    parser.add_argument("--device", type=torch.device, default=CPU, help="cpu or cuda")
     parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
@@ -340,7 +370,8 @@ def main() -> None:
     if options.memory_of:
         report_memory(options.shapes[0], options.memory_of)
         return
-    on_one = options.cores == 1
+    device = options.device
+    on_one = options.cores == 1 and device.type == "cpu"
     threads = sorted(set(options.threads or (1, options.cores)))
     equal_steps = options.equal_steps
     if equal_steps is None:
@@ -351,8 +382,9 @@ def main() -> None:
         "command": " ".join(["python", *sys.argv]),
         "cores": options.cores,
         "threads": threads,
-        "clock": clock_of(options.cores),
+        "clock": clock_of(options.cores, device),
         "cpu": _cpu(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
         "versions": {name: installed(name) for name in names},
         "left_out": [name for name in makers(1) if name not in names],
@@ -394,8 +426,8 @@ def held(fresh: dict[str, Any], out: Path | None) -> dict[str, Any]:
     """The table that an interrupted run of the same line left, or `fresh`."""
     if out and (out / "table.json").exists():
         table = json.loads((out / "table.json").read_text())
-        same = ("command", "cpu", "torch", "versions")
-        if not table.get("finished", True) and all(table[key] == fresh[key] for key in same):
+        same = ("command", "cpu", "device", "torch", "versions")
+        if not table.get("finished", True) and all(table.get(key) == fresh[key] for key in same):
             return table
     return fresh
 

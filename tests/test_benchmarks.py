@@ -53,6 +53,7 @@ def test_sae_training_on_a_tiny_shape(benchmark: ModuleType) -> None:
             "cores": 1,
             "clock": "cpu",
             "cpu": "a CPU",
+            "device": "a GPU",
             "torch": "2",
             "load_average": (1.0, 1.0, 1.0),
             "note": "",
@@ -62,6 +63,7 @@ def test_sae_training_on_a_tiny_shape(benchmark: ModuleType) -> None:
         }
     )
     assert "Target 8x sae-lens: 40.0x, reached." in text
+    assert "1 core(s) of a CPU, a GPU, torch 2" in text
     assert "left out: sparsify" in text
     assert "superscope: FVU at most 1.01 of sae-lens's missed by 98.0%, no more dead held." in text
 
@@ -86,6 +88,19 @@ def test_a_peer_is_timed_at_its_best_number_of_threads(benchmark: ModuleType) ->
         peer["by_threads"] = {n: {"wall_us_per_token": 2000 / n} for n in (1, 2)}
         assert benchmark._threads("sae-lens", peer, 2, "wall") == text
     assert benchmark._threads("superscope", ours, 2, "wall") == "2, one per SAE"
+
+
+def test_stacked_and_looped_saes_of_a_benchmark_learn_alike(benchmark: ModuleType) -> None:
+    """What a GPU would be timed with, on a CPU: many SAEs on several hook points."""
+    from contenders import Shape
+
+    shape = Shape(8, 32, 2, 64, n_hook_points=3, n_seeds=2)
+    rows = {
+        stack: benchmark.race(shape, ["superscope"], 1, 2, [1], stack=stack)["superscope"]
+        for stack in (False, True)
+    }
+    assert rows[True]["n_saes"] == 6
+    assert rows[True]["fvu"] == pytest.approx(rows[False]["fvu"], rel=1e-4)
 
 
 def test_data_has_the_stated_variance_and_is_not_trivial(benchmark: ModuleType) -> None:
@@ -141,7 +156,13 @@ def test_a_missed_target_is_said(capture_benchmark: ModuleType) -> None:
 def test_an_interrupted_run_keeps_its_finished_shapes(
     benchmark: ModuleType, tmp_path: Path
 ) -> None:
-    same = {"command": "python x", "cpu": "a CPU", "torch": "2", "versions": {"sae-lens": "6"}}
+    same = {
+        "command": "python x",
+        "cpu": "a CPU",
+        "device": "cpu",
+        "torch": "2",
+        "versions": {"sae-lens": "6"},
+    }
     fresh = same | {"finished": False, "shapes": []}
     assert benchmark.held(fresh, tmp_path) is fresh
     for finished, kept in ((False, 1), (True, 0)):
