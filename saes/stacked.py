@@ -95,7 +95,7 @@ class StackedStep:
     ) -> Float[Tensor, " sae"]:
         """One optimizer step of every SAE on its own batch, at its own learning rate.
 
-        Returns sum over tokens of ||y_hat - y||^2 before the update, on the device: nobody waits.
+        Returns sum over tokens of ||y_hat - y||^2 before the update, left on the device.
         """
         gradients = self.gradients(y, k)
         grads = gradients.weights

@@ -133,6 +133,20 @@ def test_gradients_where_one_of_them_is_silent(backend: str, kind: str) -> None:
     torch.testing.assert_close(revived.W_enc_T[0], silent.W_enc_T[0], rtol=0, atol=0)
 
 
+def test_a_batch_in_which_nothing_fires_leaves_the_threshold() -> None:
+    steps = [make_step(seed, 4, 8, 3, architecture="batchtopk") for seed in range(3)]
+    stack, y = new_stack(steps, device=CPU), torch.randn(3, 10, 4)
+    thresholds = stack._state["threshold"]
+    steps[2].weights.b_enc.fill_(-100.0)
+    stack.step(y, [0.0] * 3, 3)
+    before = thresholds.clone()
+    assert before.isnan().tolist() == [False, False, True]
+    steps[1].weights.b_enc.fill_(-100.0)
+    stack.step(y * 2, [0.0] * 3, 3)
+    assert thresholds[1] == before[1]
+    assert thresholds[0] != before[0]
+
+
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_bfloat16_gradients_equal_autograd_on_their_support(backend: str, kind: str) -> None:
     options = {"architecture": kind, "encoder_dtype": "bfloat16"}
