@@ -336,12 +336,14 @@ def test_resume_is_bitwise(kind: str, n_chunks: int, tmp_path: Path) -> None:
 def test_checkpoints_of_one_path_go_on_in_the_other(first: bool, tmp_path: Path) -> None:
     plain = train(stream(), configs())
     with pytest.raises(Killed):
-        train(killed_after(stream(), 3), configs(), checkpoint_dir=tmp_path, stack=first,
+        train(killed_after(stream(), 1), configs(), checkpoint_dir=tmp_path, stack=first,
               checkpoint_seconds=0)  # fmt: skip
     resumed = train(stream(), configs(), checkpoint_dir=tmp_path, stack=not first)
     for one, other in zip(plain, resumed, strict=True):
         assert_close(one, other, TOLERANCE)
-    assert resumed[0].metadata["computed_by"] == ["cpu", "cpu, stacked"]
+    # Also of the branch, whose first steps are those of the longer run.
+    for number in (0, 7):
+        assert resumed[number].metadata["computed_by"] == ["cpu", "cpu, stacked"]
 
 
 def test_a_kill_between_two_files_lets_one_catch_up(tmp_path: Path) -> None:
