@@ -68,9 +68,17 @@ class Ours(Contender):
     """This project's engine, shuffling included; one seed per core, as it is meant to run."""
 
     def __init__(
-        self, shape: Shape, lr: float, mean: Tensor, seed: int, cores: int, dtype: str
+        self,
+        shape: Shape,
+        lr: float,
+        mean: Tensor,
+        seed: int,
+        *,
+        cores: int,
+        dtype: str,
+        stack: bool | None = None,
     ) -> None:
-        seeds = shape.n_seeds if shape.n_saes > 1 else cores
+        seeds = shape.n_seeds if shape.n_saes > 1 or mean.device.type != "cpu" else cores
         self._names = [str(i) for i in range(shape.n_hook_points)]
         configs = [
             SAEConfig(
@@ -95,7 +103,7 @@ class Ours(Contender):
             for number in range(seeds)
         ]
         self.n_saes = len(configs)
-        self._group = Group(configs, workers=cores)
+        self._group = Group(configs, workers=cores, stack=stack)
         self._chunks = 0
 
     def train(self, rows: list[Tensor], batch: int) -> None:
@@ -114,6 +122,7 @@ class SAELens(Contender):
     def __init__(
         self, shape: Shape, lr: float, mean: Tensor, seed: int, *, autocast: bool = False
     ) -> None:
+        device = str(mean.device)
         from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
         from sae_lens.config import SAETrainerConfig
         from sae_lens.training.multi_sae_trainer import MultiSAETrainer
@@ -122,7 +131,9 @@ class SAELens(Contender):
         for hook_point in range(shape.n_hook_points):
             for number in range(shape.n_seeds):
                 torch.manual_seed(seed * 100 + number)
-                config = TopKTrainingSAEConfig(d_in=shape.d_in, d_sae=shape.d_sae, k=shape.k)
+                config = TopKTrainingSAEConfig(
+                    d_in=shape.d_in, d_sae=shape.d_sae, k=shape.k, device=device
+                )
                 sae = TopKTrainingSAE(config)
                 sae.b_dec.data = mean.clone()
                 saes[f"{hook_point}/{number}"] = sae
@@ -133,6 +144,7 @@ class SAELens(Contender):
             lr=lr,
             lr_end=lr,
             autocast=autocast,
+            device=device,
         )
         self.n_saes = len(saes)
         self._hooks = hook_names
@@ -172,7 +184,7 @@ class DictionaryLearning(Contender):
             lr=lr,
             warmup_steps=0,
             seed=seed,
-            device="cpu",
+            device=str(mean.device),
         )
         self._trainer.ae.b_dec.data = mean.clone()
         self._steps = 1  # step 0 would replace the decoder bias
@@ -199,10 +211,10 @@ class Sparsify(Contender):
 
         torch.manual_seed(seed)
         config = SparseCoderConfig(num_latents=shape.d_sae, k=shape.k)
-        self._coder = SparseCoder(shape.d_in, config)
+        self._coder = SparseCoder(shape.d_in, config, device=mean.device)
         self._coder.b_dec.data = mean.clone()
         self._adam = torch.optim.Adam(self._coder.parameters(), lr=lr)
-        self._idle = torch.zeros(shape.d_sae, dtype=torch.int64)
+        self._idle = torch.zeros(shape.d_sae, dtype=torch.int64, device=mean.device)
 
     def train(self, rows: list[Tensor], batch: int) -> None:
         coder = self._coder
@@ -231,11 +243,15 @@ def _sparse(acts: Tensor, k: int) -> SparseActs:
 Make = Callable[..., Contender]
 
 
-def makers(cores: int) -> dict[str, Make]:
-    """Contenders by name, in the order of the table: make(shape, lr, mean, seed)."""
+def makers(cores: int, stack: bool | None = None) -> dict[str, Make]:
+    """Contenders by name, in the order of the table: make(shape, lr, mean, seed).
+
+    They train where the mean is. `stack`: see `saes.group.Group`.
+    """
+    ours = {"cores": cores, "stack": stack}
     return {
-        "superscope": lambda *a: Ours(*a, cores, "float32"),
-        "superscope bf16": lambda *a: Ours(*a, cores, "bfloat16"),
+        "superscope": lambda *a: Ours(*a, **ours, dtype="float32"),
+        "superscope bf16": lambda *a: Ours(*a, **ours, dtype="bfloat16"),
         "sparsify": Sparsify,
         "dictionary_learning": DictionaryLearning,
         "sae-lens": SAELens,

@@ -5,8 +5,16 @@
 
 Every round runs each contender on the same rows in turn, and the table gives medians over rounds.
 CPU seconds (of all threads) are compared, since they hold on a shared machine; wall seconds stand
-beside them. On one core both sides get one thread. With --cores N the peers get N torch threads for
-their one SAE, and this engine N SAEs on one thread each; then wall seconds are compared.
+beside them. On one core both sides get one thread. With --cores N this engine gets N SAEs on one
+thread each, and the peers torch threads for their one SAE: every peer is timed with 1 and with N of
+them, in turn, and the better of the two is its time (some are slower with more; --threads asks for
+other counts). Then wall seconds are compared; peak memory and equal training, which have nothing to
+do with threads, are left to a run on one core unless they are asked for.
+
+With --device cuda everybody trains there, on rows that are there already, and wall seconds are
+compared; ours are stacked (`saes.stacked`), the peers' take turns. 12 layers x 4 seeds of GPT-2:
+
+    python benchmarks/sae_training.py --device cuda --shapes gpt2
 
 Contenders whose library is not installed are left out, and the table says so.
 """
@@ -36,14 +44,18 @@ SHAPES = {
     "256": Shape(256, 4096, 32, 4096),
     "768": Shape(768, 12288, 32, 2048),
     "many": Shape(128, 1024, 32, 4096, n_hook_points=4, n_seeds=3),
+    "gpt2": Shape(768, 12288, 32, 4096, n_hook_points=12, n_seeds=4),
 }
+ON_A_CPU = ("128", "256", "768", "many")
 TARGETS = {"768": {"sae-lens": 17, "sparsify": 4}, "256": {"sae-lens": 12, "sparsify": 3},
-           "128": {"sae-lens": 8, "sparsify": 2}}  # fmt: skip
+           "128": {"sae-lens": 8, "sparsify": 2}, "gpt2": {"sae-lens": 5}}  # fmt: skip
+"""For two cores; the last for a GPU."""
 CLAIM = ("superscope", "superscope bf16", "sae-lens")
 """Whose training is compared to the end."""
 MOST_FVU = 1.01
 """Ours over sae-lens's after equal steps."""
 LR = 1e-3
+CPU = torch.device("cpu")
 STEPS_PER_ROUND = 2
 
 
@@ -76,35 +88,84 @@ def judged(contender: Contender, shape: Shape, x: Tensor) -> SAEMetricsResult:
     return metrics.result()
 
 
-def race(shape: Shape, names: list[str], cores: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """Interleaved rounds of all contenders: seconds per token, and FVU after equal steps."""
+def race(
+    shape: Shape,
+    names: list[str],
+    cores: int,
+    rounds: int,
+    threads: list[int],
+    *,
+    device: torch.device = CPU,
+    stack: bool | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Interleaved rounds of all contenders: seconds per token, and FVU after equal steps.
+
+    Every round runs each of them with every number of torch threads; the best median counts. Ours
+    gives its SAEs a thread each whatever torch's number is, and so has one median.
+    """
     n_rows = shape.batch * STEPS_PER_ROUND
-    pool = [activations(shape, n_rows, seed + 1) for seed in range(min(rounds + 1, 6))]
-    held_out = activations(shape, 4096, 99)[0]
+    pool = [
+        [rows.to(device) for rows in activations(shape, n_rows, seed + 1)]
+        for seed in range(min(rounds + 1, 6))
+    ]
+    held_out = activations(shape, 4096, 99)[0].to(device)
     mean = pool[0][0].mean(0)
-    contenders = {name: makers(cores)[name](shape, LR, mean, 0) for name in names}
+    contenders = {name: makers(cores, stack)[name](shape, LR, mean, 0) for name in names}
     for contender in contenders.values():
         contender.train(pool[0], shape.batch)  # compiles, allocates, initializes
-    cpu: dict[str, list[float]] = {name: [] for name in names}
-    wall: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, dict[int, list[tuple[float, float]]]] = {
+        name: {1: []} if _is_ours(name) else {n: [] for n in threads} for name in names
+    }
     for number in range(rounds):
         rows = pool[(number + 1) % len(pool)]
         turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            tokens = n_rows * contenders[name].n_saes
-            start_wall, start_cpu = time.perf_counter(), time.process_time()
-            contenders[name].train(rows, shape.batch)
-            cpu[name].append((time.process_time() - start_cpu) / tokens)
-            wall[name].append((time.perf_counter() - start_wall) / tokens)
-    return {
-        name: {
-            "cpu_us_per_token": 1e6 * statistics.median(cpu[name]),
-            "wall_us_per_token": 1e6 * statistics.median(wall[name]),
-            "fvu": judged(contenders[name], shape, held_out).fvu,
-            "n_steps": (rounds + 1) * STEPS_PER_ROUND,
+        for n_threads in threads:
+            torch.set_num_threads(n_threads)
+            for name in names[turn:] + names[:turn]:
+                tokens = n_rows * contenders[name].n_saes
+                _wait_for(device)
+                start_wall, start_cpu = time.perf_counter(), time.process_time()
+                contenders[name].train(rows, shape.batch)
+                _wait_for(device)
+                cpu = (time.process_time() - start_cpu) / tokens
+                wall = (time.perf_counter() - start_wall) / tokens
+                times[name][1 if _is_ours(name) else n_threads].append((cpu, wall))
+    torch.set_num_threads(cores)
+    n_steps = (1 + rounds * len(threads)) * STEPS_PER_ROUND
+    found = {}
+    for name in names:
+        medians = {
+            n: {
+                f"{clock}_us_per_token": 1e6 * statistics.median(seconds)
+                for clock, seconds in zip(("cpu", "wall"), zip(*spent, strict=True), strict=True)
+            }
+            for n, spent in times[name].items()
         }
-        for name in names
-    }
+        clock = clock_of(cores, device)
+        best = min(medians, key=lambda n: medians[n][f"{clock}_us_per_token"])
+        found[name] = medians[best] | {
+            "threads": best,
+            "by_threads": medians,
+            "n_saes": contenders[name].n_saes,
+            "fvu": judged(contenders[name], shape, held_out).fvu,
+            "n_steps": n_steps,
+        }
+    return found
+
+
+def clock_of(cores: int, device: torch.device = CPU) -> str:
+    """The seconds that are compared."""
+    return "cpu" if cores == 1 and device.type == "cpu" else "wall"
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until everything that was launched is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith("superscope")
 
 
 def equal_training(
@@ -183,18 +244,26 @@ def markdown(table: dict[str, Any]) -> str:
     clock = table["clock"]
     lines = [
         f"`{table['command']}`, {table['cores']} core(s) of {table['cpu']}, "
+        f"{'' if table['device'] == 'cpu' else table['device'] + ', '}"
         f"torch {table['torch']}, load average {table['load_average'][0]:.1f} at the start"
         + (f". {table['note']}" if table["note"] else "."),
         "",
     ]
+    if table["cores"] > 1:
+        lines += [
+            "Every peer's time is the best of those with as many torch threads as `threads` says; "
+            "in brackets what the others gave, tokens/s.",
+            "",
+        ]
     for result in table["shapes"]:
         rows = result["contenders"]
         base = {n: r[f"{clock}_us_per_token"] for n, r in rows.items()}
         lines += [
             f"**{result['label']}**, {next(iter(rows.values()))['n_steps']} steps",
             "",
-            f"| | tokens/s ({clock}) | against sae-lens | against sparsify | FVU | peak MiB |",
-            "|---|---|---|---|---|---|",
+            f"| | threads | tokens/s ({clock}) | against sae-lens | against sparsify | FVU "
+            "| peak MiB |",
+            "|---|---|---|---|---|---|---|",
         ]
         for name, row in rows.items():
             ratios = [
@@ -203,7 +272,8 @@ def markdown(table: dict[str, Any]) -> str:
             ]
             memory = f"{row['peak_mib']:,.0f}" if "peak_mib" in row else "-"
             lines.append(
-                f"| {name} | {1e6 / base[name]:,.0f} | {ratios[0]} | {ratios[1]} "
+                f"| {name} | {_threads(name, row, table['cores'], clock)} "
+                f"| {1e6 / base[name]:,.0f} | {ratios[0]} | {ratios[1]} "
                 f"| {row['fvu']:.4f} | {memory} |"
             )
         lines += ["", *_targets(result, base), ""]
@@ -219,6 +289,18 @@ def markdown(table: dict[str, Any]) -> str:
     if table["left_out"]:
         lines.append(f"Not installed, left out: {', '.join(table['left_out'])}.")
     return "\n".join(lines) + "\n"
+
+
+def _threads(name: str, row: dict[str, Any], cores: int, clock: str) -> str:
+    """The number of threads a time was made with, and the tokens/s with the others it was tried."""
+    if _is_ours(name):
+        return f"{min(cores, row.get('n_saes', 1))}, one per SAE" if cores > 1 else "1"
+    others = [
+        f"{n}: {1e6 / times[f'{clock}_us_per_token']:,.0f}"
+        for n, times in row.get("by_threads", {}).items()
+        if int(n) != row["threads"]
+    ]
+    return f"{row.get('threads', cores)}" + (f" ({', '.join(others)})" if others else "")
 
 
 def _equal(result: dict[str, Any]) -> list[str]:
@@ -237,7 +319,7 @@ def _equal(result: dict[str, Any]) -> list[str]:
         lines.append(f"| {name} | {row['fvu']:.4f} | {ratio} | {row['dead_fraction']:.2%} |")
     lines.append("")
     for name, row in rows.items():
-        if peer and name.startswith("superscope"):
+        if peer and _is_ours(name):
             ratio = row["fvu"] / peer["fvu"]
             fvu = "held" if ratio <= MOST_FVU else f"missed by {ratio / MOST_FVU - 1:.1%}"
             more = row["dead_fraction"] - peer["dead_fraction"]
@@ -253,7 +335,7 @@ def _targets(result: dict[str, Any], base: dict[str, float]) -> list[str]:
     said = []
     for peer, target in TARGETS.get(result["key"], {}).items():
         if peer in base:
-            ratio = base[peer] / min(t for n, t in base.items() if n.startswith("superscope"))
+            ratio = base[peer] / min(t for n, t in base.items() if _is_ours(n))
             verdict = "reached" if ratio >= target else f"missed by {1 - ratio / target:.0%}"
             said.append(f"Target {target}x {peer}: {ratio:.1f}x, {verdict}.")
     return said
@@ -261,13 +343,25 @@ def _targets(result: dict[str, Any], base: dict[str, float]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(ON_A_CPU))
+    parser.add_argument("--device", type=torch.device, default=CPU, help="cpu or cuda")
     parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--equal-steps", type=int, nargs="*", default=[60, 400], help="none: no such comparison"
+        "--threads",
+        type=int,
+        nargs="+",
+        help="numbers of torch threads to time each peer with; its best counts (1 and --cores)",
     )
-    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument(
+        "--equal-steps",
+        type=int,
+        nargs="*",
+        help="none: no such comparison (60 400 on one core, none on more)",
+    )
+    parser.add_argument(
+        "--memory", action=argparse.BooleanOptionalAction, help="peak of each (on one core only)"
+    )
     parser.add_argument("--note", default="", help="said in the table, such as what else ran")
     parser.add_argument("--out", type=Path, help="folder for table.json and table.md")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
@@ -276,12 +370,21 @@ def main() -> None:
     if options.memory_of:
         report_memory(options.shapes[0], options.memory_of)
         return
+    device = options.device
+    on_one = options.cores == 1 and device.type == "cpu"
+    threads = sorted(set(options.threads or (1, options.cores)))
+    equal_steps = options.equal_steps
+    if equal_steps is None:
+        equal_steps = [60, 400] if on_one else []
+    with_memory = on_one if options.memory is None else options.memory
     names = [name for name in makers(1) if installed(name)]
     table: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),
         "cores": options.cores,
-        "clock": "cpu" if options.cores == 1 else "wall",
+        "threads": threads,
+        "clock": clock_of(options.cores, device),
         "cpu": _cpu(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
         "versions": {name: installed(name) for name in names},
         "left_out": [name for name in makers(1) if name not in names],
@@ -298,13 +401,13 @@ def main() -> None:
         shape = SHAPES[key]
         many = shape.n_saes > 1
         # The other two have no trainer of many SAEs.
-        runners = [n for n in names if not many or n.startswith(("superscope", "sae-lens"))]
+        runners = [n for n in names if not many or _is_ours(n) or n.startswith("sae-lens")]
         result: dict[str, Any] = {"key": key, "label": shape.label}
-        result["contenders"] = race(shape, runners, options.cores, options.rounds)
-        if not options.no_memory:
+        result["contenders"] = race(shape, runners, options.cores, options.rounds, threads)
+        if with_memory:
             for name in runners:
                 result["contenders"][name]["peak_mib"] = peak_memory(key, name)
-        if not many and options.cores == 1:
+        if not many and on_one:
             rows = activations(shape, 2 * shape.batch, 1)[0]
             dtypes = ("float32", "bfloat16")
             result["profile"] = {dtype: profile(shape, rows, dtype, 3) for dtype in dtypes}
@@ -312,9 +415,8 @@ def main() -> None:
         table["shapes"].append(result)
         write(table, options.out)
         print(f"{shape.label}: done", file=sys.stderr, flush=True)
-    if options.equal_steps:
-        shape = SHAPES["128"]
-        table["equal_training"] = equal_training(shape, names, options.equal_steps, n_seeds=3)
+    if equal_steps:
+        table["equal_training"] = equal_training(SHAPES["128"], names, equal_steps, n_seeds=3)
     table["finished"] = True
     write(table, options.out)
     print(markdown(table))
@@ -324,8 +426,8 @@ def held(fresh: dict[str, Any], out: Path | None) -> dict[str, Any]:
     """The table that an interrupted run of the same line left, or `fresh`."""
     if out and (out / "table.json").exists():
         table = json.loads((out / "table.json").read_text())
-        same = ("command", "cpu", "torch", "versions")
-        if not table.get("finished", True) and all(table[key] == fresh[key] for key in same):
+        same = ("command", "cpu", "device", "torch", "versions")
+        if not table.get("finished", True) and all(table.get(key) == fresh[key] for key in same):
             return table
     return fresh
 

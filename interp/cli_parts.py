@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from saes.options import OneLineParser
+from saes.options import OneLineParser, with_unit
+from saes.options import count as count
 
 if TYPE_CHECKING:
     from interp.plan import Cost
@@ -55,29 +56,12 @@ def json_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="machine-readable output")
 
 
-def count(text: str) -> int:
-    """A number of tokens: 200000, 2e5, 200k, 1M."""
-    value = _with_unit(text, {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9})
-    if not 1 <= value < 1e15 or value != int(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens; write 200000 or 200k")
-    return int(value)
-
-
 def size(text: str) -> int:
     """A number of bytes: 20GB, 500MB, 1.5TB, 4096; powers of ten."""
-    value = _with_unit(text, {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12})
+    value = with_unit(text, {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12})
     if not 1 <= value < 1e18:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes; write 20GB or 500MB")
     return int(value)
-
-
-def _with_unit(text: str, units: dict[str, float]) -> float:
-    """The number that `text` says, in ones; 0 where it says none."""
-    unit = next((unit for unit in units if text.lower().endswith(unit)), "")
-    try:
-        return float(text[: len(text) - len(unit)]) * units.get(unit, 1)
-    except ValueError:
-        return 0.0
 
 
 def print_json(value: Any) -> None:

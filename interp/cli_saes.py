@@ -66,7 +66,7 @@ def _train(args: argparse.Namespace) -> None:
     from interp.sae_training import SHUFFLE_BUFFER, points_of, train_saes
     from interp.tokens import tokens
 
-    model = load(args.model)
+    model = load(args.model, device=args.device)
     points = points_of(args.hook_points, model)
     # Wrong SAE options are answered before the text is read.
     configs(args, {str(point): model.d_model for point in points}, args.tokens)
@@ -84,6 +84,7 @@ def _train(args: argparse.Namespace) -> None:
         log=args.log,
         checkpoint_seconds=args.checkpoint_seconds,
         shuffle_buffer=args.shuffle_buffer or SHUFFLE_BUFFER,
+        device=args.device,
     ):
         print(path)
 

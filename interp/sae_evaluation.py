@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def evaluate_sae(
     """One row: FVU, L0, dead fraction, CE loss recovered with both ablations, KL.
 
     `hook_point`: where the SAE reads and writes; None: what its file says. Raises UserError where
-    neither says, and for an SAE of another width than the model's.
+    neither says, and for an SAE of another width than the model's or whose training diverged.
     """
     sae = load(path)
     point = hook_point or hook_name(path)
@@ -45,6 +46,8 @@ def evaluate_sae(
         return sae(x)
 
     metrics = evaluate(sae, rows())
+    if not math.isfinite(metrics.fvu):
+        raise UserError(f"{path}: what it reconstructs is not finite; train it again")
     spliced = {
         kind: ce_loss_recovered(model, tokens, point, reconstruct, ablation=kind)
         for kind in ("zero", "mean")

@@ -7,24 +7,17 @@ the stream.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from interp.capture import passes
-from interp.errors import UserError
 from interp.hook_points import KINDS, HookPoint, blocks, resolve
 from interp.models import Model
-from interp.run import write_json
 from interp.tokens import TokenBlocks
 from saes.config import SAEConfig
 from saes.runs import train_into
 
 SHUFFLE_BUFFER = 65_536
-STREAM = "stream.json"
-# Names are for the reader; the hashes beside them say what was really used.
-_NOT_COMPARED = ("model", "text")
 
 
 def points_of(names: Sequence[str], model: Model) -> list[HookPoint]:
@@ -50,53 +43,33 @@ def train_saes(
     log: str | None = None,
     checkpoint_seconds: float = 30.0,
     shuffle_buffer: int = SHUFFLE_BUFFER,
+    device: str = "cpu",
 ) -> list[Path]:
     """Train on the rows that an SAE should see, in passes over `tokens`; the SAEs' folders.
 
     `configs` makes the SAEs from {hook point: d_in}. Each SAE shuffles `shuffle_buffer` tokens at a
-    time, whole blocks, with its own seed; memory is two such buffers for every hook point. The same
-    call resumes after a kill, with the same final bits. Raises UserError when `out` holds SAEs of
-    another stream.
+    time, whole blocks, with its own seed; memory is two such buffers for every hook point. They
+    train on `device`, wherever the model is. The same call resumes after a kill, with the same
+    final bits. Raises UserError when `out` holds SAEs of another stream.
     """
     settings = configs({str(point): model.d_model for point in points})
-    _claim(
+    stream = (
+        {str(point): chunk.acts[str(point)][chunk.keep] for point in points}
+        for chunk in passes(model, tokens, list(points), chunk_tokens=shuffle_buffer)
+    )
+    return train_into(
         out,
-        {
-            "model": model.name,
-            "text": tokens.corpus,
+        stream,
+        settings,
+        identity={
             "weights_sha256": model.weights_sha256,
             "dtype": str(model.dtype).removeprefix("torch."),
             "tokens_sha256": tokens.sha256,
             "n_ctx": tokens.n_ctx,
             "shuffle_buffer": shuffle_buffer,
         },
+        labels={"model": model.name, "text": tokens.corpus},
+        log=log,
+        checkpoint_seconds=checkpoint_seconds,
+        device=device,
     )
-    stream = (
-        {str(point): chunk.acts[str(point)][chunk.keep] for point in points}
-        for chunk in passes(model, tokens, list(points), chunk_tokens=shuffle_buffer)
-    )
-    return train_into(out, stream, settings, log=log, checkpoint_seconds=checkpoint_seconds)
-
-
-def _claim(out: Path, stream: dict[str, Any]) -> None:
-    """Write what determines the stream, or compare it with what is there."""
-    file = out / STREAM
-    if not file.exists():
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{out} cannot be made ({error.strerror}); choose another --out"
-            ) from error
-        write_json(file, stream)
-        return
-    try:
-        held = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{file}: damaged; choose another --out") from error
-    for name, value in stream.items():
-        if name not in _NOT_COMPARED and held.get(name) != value:
-            raise UserError(
-                f"{out} holds SAEs of another stream ({name} is {held.get(name)} there, {value} "
-                "here); choose another --out"
-            )

@@ -9,6 +9,7 @@ Monosemanticity"), section on training, for the projection.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,12 +23,24 @@ EPS = 1e-8
 
 
 class Weights(NamedTuple):
-    """Weights of one SAE, or their gradients. Both matrices have a row per latent."""
+    """Weights of one SAE, or their gradients. Both matrices have a row per latent.
+
+    Of a stack of SAEs (`saes.stacked`) all four have one more axis, in front.
+    """
 
     W_enc_T: Float[Tensor, "d_sae d_in"]
     W_dec: Float[Tensor, "d_sae d_in"]
     b_enc: Float[Tensor, " d_sae"]
     b_dec: Float[Tensor, " d_in"]
+
+    def named(self, part: str) -> dict[str, Tensor]:
+        """As a part of a checkpoint: `part.W_enc_T` and so on."""
+        return {f"{part}.{name}": tensor for name, tensor in self._asdict().items()}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], part: str) -> Weights:
+        """Back from `named`."""
+        return cls(*(tensors[f"{part}.{name}"] for name in cls._fields))
 
 
 class Adam:
@@ -56,22 +69,39 @@ class Adam:
             return
         if clip != 1:
             torch._foreach_mul_(list(grads), clip)
-        W_dec, grad = self.weights.W_dec, grads.W_dec
-        grad.addcmul_(W_dec, (grad * W_dec).sum(1, keepdim=True), value=-1)
-        count = torch.tensor(float(self.n_steps), device=grads.b_dec.device)
-        torch._fused_adam_(
-            list(self.weights),
-            list(grads),
-            list(self.means),
-            list(self.squares),
-            [],
-            [count] * len(grads),
-            lr=lr,
-            beta1=BETA_MEAN,
-            beta2=BETA_SQUARE,
-            weight_decay=0.0,
-            eps=EPS,
-            amsgrad=False,
-            maximize=False,
-        )
-        W_dec.div_(torch.linalg.vector_norm(W_dec, dim=1, keepdim=True).clamp_min_(1e-12))
+        remove_parallel(grads.W_dec, self.weights.W_dec)
+        update((self.weights, grads, self.means, self.squares), lr, self.n_steps)
+        normalize_rows(self.weights.W_dec)
+
+
+def remove_parallel(
+    grad: Float[Tensor, "*stack d_sae d_in"], W_dec: Float[Tensor, "*stack d_sae d_in"]
+) -> None:
+    """Take out of every row of `grad` its part along the (unit) row of `W_dec`."""
+    grad.addcmul_(W_dec, (grad * W_dec).sum(-1, keepdim=True), value=-1)
+
+
+def update(parts: Sequence[Sequence[Tensor]], lr: float, n_steps: int) -> None:
+    """Adam's step number `n_steps`, in plain torch: weights, gradients, means and squares."""
+    weights, grads, means, squares = (list(part) for part in parts)
+    count = torch.full((), float(n_steps), device=grads[0].device)
+    torch._fused_adam_(
+        weights,
+        grads,
+        means,
+        squares,
+        [],
+        [count] * len(grads),
+        lr=lr,
+        beta1=BETA_MEAN,
+        beta2=BETA_SQUARE,
+        weight_decay=0.0,
+        eps=EPS,
+        amsgrad=False,
+        maximize=False,
+    )
+
+
+def normalize_rows(W_dec: Float[Tensor, "*stack d_sae d_in"]) -> None:
+    """Scale every row to length 1."""
+    W_dec.div_(torch.linalg.vector_norm(W_dec, dim=-1, keepdim=True).clamp_min_(1e-12))

@@ -8,7 +8,7 @@ Source: Bussmann, Leask and Nanda, arXiv 2412.06410, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -51,6 +51,10 @@ class BatchTopKStep(TopKStep):
 
     def state(self) -> dict[str, Tensor]:
         return super().state() | {"threshold": self.threshold}
+
+    def move_into(self, tensors: Mapping[str, Tensor]) -> None:
+        super().move_into(tensors)
+        self.threshold = tensors["threshold"]
 
     def dictionary(self) -> Dictionary:
         """With the learned threshold; zero where nothing ever fired."""

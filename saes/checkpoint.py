@@ -9,7 +9,6 @@ other random state.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from saes.config import SAEConfig
+from saes.durable import whole
 from saes.errors import SAEError
-from saes.group import Member
+from saes.member import Member
 from saes.steps import new_step
 
 CONFIGS_NAME = "configs.json"
+PREFIX = "sae-"
 
 
 def claim(folder: Path, configs: list[SAEConfig]) -> None:
@@ -32,7 +33,8 @@ def claim(folder: Path, configs: list[SAEConfig]) -> None:
     """
     ours: list[dict[str, Any]] = [config.model_dump(mode="json") for config in configs]
     path = folder / CONFIGS_NAME
-    if path.exists():
+    # Before the first checkpoint there is nothing that other settings could spoil.
+    if path.exists() and has_any(folder):
         try:
             theirs = _with_defaults(json.loads(path.read_text()))
         except (ValueError, TypeError, AttributeError) as error:
@@ -51,9 +53,13 @@ def claim(folder: Path, configs: list[SAEConfig]) -> None:
         raise SAEError(
             f"{folder} cannot be made ({error.strerror}); choose another folder"
         ) from None
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(ours, indent=1))
-    os.replace(temporary, path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(ours, indent=1))
+
+
+def has_any(folder: Path) -> bool:
+    """Whether some SAE's state is there."""
+    return any(folder.glob(f"{PREFIX}*.safetensors"))
 
 
 def write(folder: Path, number: int, member: Member) -> None:
@@ -69,26 +75,19 @@ def write(folder: Path, number: int, member: Member) -> None:
         "fvu": member.fvu,
         "fingerprint": member.fingerprint,
         "stopped_early": member.stopped_early,
+        "computed_by": sorted(member.paths),
     }
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in member.step.state().items()
     }
     tensors["pending"] = member.pending.cpu().contiguous()
     path = _path(folder, number)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        save_file(tensors, temporary, metadata={"record": json.dumps(record)})
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise SAEError(
-            f"{path}: could not write the checkpoint ({error.strerror or error}); "
-            "free some space and run the same line again, the previous checkpoint is intact"
-        ) from error
+    with whole(path) as partial:
+        save_file(tensors, partial, metadata={"record": json.dumps(record)})
 
 
-def read(folder: Path, number: int, member: Member, device: torch.device) -> None:
-    """Put member `number` back where its checkpoint was written; no file, no change.
+def read(folder: Path, number: int, member: Member) -> None:
+    """Put member `number` back where its checkpoint was written, on the CPU; no file, no change.
 
     Raises SAEError for a damaged file.
     """
@@ -104,10 +103,10 @@ def read(folder: Path, number: int, member: Member, device: torch.device) -> Non
             f"{path}: damaged checkpoint ({error}); delete it to train this SAE again"
         ) from None
     config = member.config
-    origin = torch.zeros(config.d_in, device=device)
+    origin = torch.zeros(config.d_in)
     member.step = new_step(config, origin, generator=torch.Generator())
     member.step.load_state(tensors, record["n_steps"])
-    member.pending = tensors["pending"].to(device)
+    member.pending = tensors["pending"]
     member.cursor = record["cursor"]
     member.tokens_done = record["tokens_done"]
     member.scale = record["scale"]
@@ -115,10 +114,11 @@ def read(folder: Path, number: int, member: Member, device: torch.device) -> Non
     member.fvu = record["fvu"]
     member.fingerprint = record["fingerprint"]
     member.stopped_early = record["stopped_early"]
+    member.paths = set(record.get("computed_by", ["cpu"]))
 
 
 def _path(folder: Path, number: int) -> Path:
-    return folder / f"sae-{number:04d}.safetensors"
+    return folder / f"{PREFIX}{number:04d}.safetensors"
 
 
 def _with_defaults(configs: Any) -> Any:

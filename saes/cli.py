@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from saes.errors import SAEError
-from saes.options import OneLineParser, add_sae_options, configs
+from saes.options import OneLineParser, add_sae_options, configs, count
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,14 +46,14 @@ def build_parser() -> OneLineParser:
     train.add_argument("acts", metavar="DIR", type=Path, help="folder of activations")
     train.add_argument("--out", type=Path, required=True, help="folder for the SAEs")
     train.add_argument(
-        "--tokens", type=int, help="rows to train on (one pass); more than a pass repeats it"
+        "--tokens", type=count, help="rows to train on (one pass); more than a pass repeats it"
     )
     train.add_argument("--hook-points", nargs="+", help="keys to train on (all)")
     train.add_argument(
         "--shuffle-buffer",
         "--chunk-rows",
         dest="chunk_rows",
-        type=int,
+        type=count,
         default=131_072,
         metavar="N",
         help="rows that every SAE shuffles together (131072)",
@@ -85,16 +86,17 @@ def _train(options: argparse.Namespace) -> None:
             f"{options.acts}: no hook point {unknown[0]!r}, only {sorted(folder.widths)}; "
             "give one of those"
         )
-    if options.chunk_rows < 1:
-        raise SAEError(f"--shuffle-buffer {options.chunk_rows}: give at least 1")
     n_tokens = folder.n_rows if options.tokens is None else options.tokens
     settings = configs(options, {name: folder.widths[name] for name in hook_points}, n_tokens)
     for path in train_into(
         options.out,
         folder.passes(n_tokens, options.chunk_rows),
         settings,
+        identity={**folder.identity, "shuffle_buffer": options.chunk_rows},
+        labels={"acts": str(options.acts)},
         log=options.log,
         checkpoint_seconds=options.checkpoint_seconds,
+        device=options.device,
     ):
         print(path)
 
@@ -115,7 +117,14 @@ def _evaluate(options: argparse.Namespace) -> None:
                 f"{path}: trained on {hook_point!r} but {options.acts} holds "
                 f"{sorted(folder.widths)}; give its activations"
             )
+        if folder.widths[hook_point] != sae.d_in:
+            raise SAEError(
+                f"{path}: d_in is {sae.d_in} but {options.acts} holds rows of width "
+                f"{folder.widths[hook_point]}; give the activations that it was trained on"
+            )
         metrics = evaluate(sae, (chunk[hook_point] for chunk in folder.chunks()))
+        if not math.isfinite(metrics.fvu):
+            raise SAEError(f"{path}: what it reconstructs is not finite; train it again")
         rows.append(
             {
                 "path": str(path),
@@ -131,7 +140,7 @@ def _evaluate(options: argparse.Namespace) -> None:
                 "density_histogram": metrics.density_histogram(),
             }
         )
-    print(json.dumps(rows, indent=2) if options.json else _table(rows))
+    print(json.dumps(rows, indent=2, allow_nan=False) if options.json else _table(rows))
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -15,7 +15,7 @@ MAX_LR = 0.02
 MAX_DEAD_AFTER_TOKENS = 10_000_000
 PENALTY_LR = 3e-4
 """Default peak rate of the architectures that a penalty makes sparse: sae-lens's own."""
-PENALIZED = ("standard", "jumprelu")
+PENALIZED = ("standard", "jumprelu", "gated")
 N_LEVELS = 5
 
 
@@ -41,14 +41,14 @@ class SAEConfig(BaseModel):
     """Key of the stream's chunks that this SAE learns."""
     seed: int = Field(default=0, ge=0)
     """Seeds the initialization and the shuffle of every chunk."""
-    architecture: Literal["topk", "batchtopk", "matryoshka_batchtopk", "standard", "jumprelu"] = (
-        "topk"
-    )
-    """sae-lens's names. The last two run sae-lens's own training step; see `saes.peers`."""
+    architecture: Literal[
+        "topk", "batchtopk", "matryoshka_batchtopk", "standard", "jumprelu", "gated"
+    ] = "topk"
+    """sae-lens's names. The last three run sae-lens's own training step; see `saes.peers`."""
     matryoshka_widths: tuple[int, ...] = ()
     """Nested dictionary sizes, ascending; empty: see `level_widths`."""
     sparsity_coefficient: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Weight of the penalty on active latents: L1 for standard, L0 for jumprelu."""
+    """Weight of the penalty on active latents: L1 for standard and gated, L0 for jumprelu."""
     k_warmup_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of the budget over which k falls from `k_initial` to `k`; 0: constant."""
     k_initial: int | None = Field(default=None, gt=0)

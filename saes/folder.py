@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,8 @@ from saes.errors import SAEError
 NPY_HOOK_POINT = "resid"
 """Hook point that rows of .npy files are given: such files cannot name their own."""
 CHUNK_ROWS = 131_072
+SAMPLED_ROWS = 16
+"""Rows of a file that stand for it in `identity`."""
 
 
 class ActivationFolder:
@@ -55,6 +59,19 @@ class ActivationFolder:
             self.n_rows += sum(n_rows)
         if self.n_rows == 0:
             raise SAEError(f"{path}: its files hold no rows; capture activations first")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this folder's stream from others: names, shapes and some rows of every file.
+
+        All rows would take as long to read as a small SAE takes to train.
+        """
+        digest = hashlib.sha256()
+        for file in self._files:
+            digest.update(f"{file.name} {_shapes(file)}".encode())
+            for sample in _samples(file):
+                digest.update(sample.numpy().tobytes())
+        return {"n_rows": self.n_rows, "d_in": self.widths, "rows_sha256": digest.hexdigest()}
 
     def chunks(self, chunk_rows: int = CHUNK_ROWS) -> Iterator[dict[str, Float[Tensor, "token d"]]]:
         """One pass: chunks of `chunk_rows` rows, the last one shorter."""
@@ -120,3 +137,18 @@ def _pieces(file: Path, rows: int) -> Iterator[dict[str, Tensor]]:
                 name: opened.get_slice(name)[start : start + rows].float()
                 for name in opened.keys()  # noqa: SIM118
             }
+
+
+def _samples(file: Path) -> Iterator[Tensor]:
+    """Rows at equal distances in the file, hook point by hook point."""
+    if file.suffix == ".npy":
+        array = np.load(file, mmap_mode="r")
+        rows = array[:: max(1, len(array) // SAMPLED_ROWS)]
+        yield torch.from_numpy(np.array(rows, dtype=np.float32))
+        return
+    with safe_open(file, framework="pt") as opened:
+        for name in sorted(opened.keys()):
+            rows = opened.get_slice(name)
+            n_rows = rows.get_shape()[0]
+            for start in range(0, n_rows, max(1, n_rows // SAMPLED_ROWS)):
+                yield rows[start : start + 1].float()

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saes.config import SAEConfig
+from saes.dictionary import Dictionary, without_gate
+from saes.durable import writing
 from saes.errors import SAEError
 from saes.sae import SAE
 
@@ -29,44 +31,38 @@ SAE_LENS_LAYOUT = "6.0.0"
 """The layout of cfg.json, by the first release that reads it; without it sae-lens takes an older
 one and drops the metadata, the hook point among them."""
 RULES: dict[str, tuple[str, ...]] = {
-    "topk": (),
-    "standard": (),
-    "jumprelu": ("threshold",),
-    "batchtopk": ("topk_threshold",),
-    "matryoshka_batchtopk": ("topk_threshold",),
+    "topk": ("b_enc",),
+    "standard": ("b_enc",),
+    "jumprelu": ("b_enc", "threshold"),
+    "gated": ("b_gate", "b_mag", "r_mag"),
+    "batchtopk": ("b_enc", "topk_threshold"),
+    "matryoshka_batchtopk": ("b_enc", "topk_threshold"),
 }
-"""sae-lens architectures that `load` knows, and the tensors beside the usual four. The last two
-are those of an unfinished training run; finished ones are saved as jumprelu."""
+"""sae-lens architectures that `load` knows, and their tensors beside W_enc, W_dec and b_dec. The
+last two are those of an unfinished training run; finished ones are saved as jumprelu."""
 
 
 def save(sae: SAE, path: str | Path) -> None:
     """Write the folder `path`, replacing an SAE already there; never leaves a half-written one.
 
-    Raises SAEError where `path` holds something other than an SAE.
+    Raises SAEError where `path` holds something other than an SAE, and where the disk is full.
     """
     path = Path(path)
     if path.exists() and not _is_replaceable(path):
         raise SAEError(f"{path} exists and is no SAE folder; give a new or empty folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        # mkdtemp makes private folders; results are meant to be shared.
-        fresh.chmod(0o755)
-        weights = {
-            # A copy: safetensors refuses tied weights, which share memory.
-            name: getattr(sae, name).detach().cpu().contiguous().clone()
-            for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
-            if getattr(sae, name) is not None
-        }
-        save_file(weights, fresh / WEIGHTS_NAME)
-        (fresh / CONFIG_NAME).write_text(json.dumps(_sae_lens_config(sae), indent=2) + "\n")
-        if path.exists():
-            retired = fresh.with_name(fresh.name + "-old")
-            os.replace(path, retired)
-            os.replace(fresh, path)
-            shutil.rmtree(retired)
-        else:
-            os.replace(fresh, path)
+        with writing(path):
+            _write(sae, fresh)
+            if path.exists():
+                retired = fresh.with_name(fresh.name + "-old")
+                os.replace(path, retired)
+                os.replace(fresh, path)
+                shutil.rmtree(retired)
+            else:
+                os.replace(fresh, path)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
@@ -87,28 +83,25 @@ def load(path: str | Path) -> SAE:
     for option in ("normalize_activations", "reshape_activations"):
         if cfg.get(option, "none") != "none":
             raise SAEError(f"{path}: {option} {cfg[option]!r} is not supported; fold it first")
-    rule = RULES[architecture]
-    missing = {"W_enc", "W_dec", "b_enc", "b_dec", *rule} - weights.keys()
+    missing = {"W_enc", "W_dec", "b_dec", *RULES[architecture]} - weights.keys()
     if missing or (architecture == "topk" and not isinstance(cfg.get("k"), int)):
         raise SAEError(f"{path}: lacks {', '.join(sorted(missing)) or 'k'}; save the SAE again")
-    W_enc, W_dec = weights["W_enc"].float(), weights["W_dec"].float()
-    b_enc, b_dec = weights["b_enc"].float(), weights["b_dec"].float()
+    W_enc, W_dec, b_enc, b_dec, threshold = _dictionary(architecture, weights)
     if cfg.get("rescale_acts_by_decoder_norm", False):
         norms = W_dec.norm(dim=1)
         W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
     if not cfg.get("apply_b_dec_to_input", True):
         b_enc = b_enc + b_dec @ W_enc
     own = (cfg.get("metadata") or {}).get(OWN_KEY) or {}
-    is_topk = architecture == "topk"
     return SAE(
         W_enc,
         W_dec,
         b_enc,
         b_dec,
-        k=cfg["k"] if is_topk else 0,
+        k=cfg["k"] if threshold is None else 0,
         cfg=SAEConfig(**own["config"]) if own.get("config") else None,
         metadata=own.get("training"),
-        threshold=None if is_topk else _threshold(weights, rule, b_enc),
+        threshold=threshold,
     )
 
 
@@ -134,11 +127,16 @@ def hook_name(path: str | Path) -> str | None:
     return (cfg.get("metadata") or {}).get("hook_name") or cfg.get("hook_name")
 
 
-def _threshold(weights: dict[str, Tensor], rule: tuple[str, ...], b_enc: Tensor) -> Tensor:
-    """Per latent; zero, which is ReLU, where the architecture has none."""
-    if not rule:
-        return torch.zeros_like(b_enc)
-    return weights[rule[0]].float().expand_as(b_enc).clone()
+def _dictionary(architecture: str, weights: dict[str, Tensor]) -> Dictionary:
+    """The weights in float32 with their rule; a threshold of zero is ReLU."""
+    names = ("W_enc", "W_dec", "b_dec", *RULES[architecture])
+    weights = {name: weights[name].float() for name in names}
+    if architecture == "gated":
+        return without_gate(**weights)
+    b_enc = weights["b_enc"]
+    threshold = weights.pop("topk_threshold", weights.pop("threshold", torch.zeros_like(b_enc)))
+    is_topk = architecture == "topk"
+    return Dictionary(**weights, threshold=None if is_topk else threshold.expand_as(b_enc).clone())
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -156,6 +154,21 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except SafetensorError as error:
         raise SAEError(f"{path / WEIGHTS_NAME}: damaged ({error}); save the SAE again") from None
     return cfg, weights
+
+
+def _write(sae: SAE, folder: Path) -> None:
+    # mkdtemp makes private folders, and safetensors private files; results are meant to be shared.
+    folder.chmod(0o755)
+    weights = {
+        # A copy: safetensors refuses tied weights, which share memory.
+        name: getattr(sae, name).detach().cpu().contiguous().clone()
+        for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+        if getattr(sae, name) is not None
+    }
+    save_file(weights, folder / WEIGHTS_NAME)
+    config = folder / CONFIG_NAME
+    config.write_text(json.dumps(_sae_lens_config(sae), indent=2) + "\n")
+    (folder / WEIGHTS_NAME).chmod(config.stat().st_mode)
 
 
 def _sae_lens_config(sae: SAE) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from saes.durable import whole, writing
 from saes.training import SAEStatus, TrainingStatus
 
 
@@ -30,7 +31,7 @@ class History:
             if key not in self._written:
                 _drop_lines_from(path, sae.tokens_done)
             if self._written.get(key) != sae.tokens_done:
-                with path.open("a") as file:
+                with writing(path), path.open("a") as file:
                     file.write(json.dumps(_line(sae, status)) + "\n")
                 self._written[key] = sae.tokens_done
 
@@ -51,7 +52,8 @@ def _line(sae: SAEStatus, status: TrainingStatus) -> dict[str, Any]:
 
 def _drop_lines_from(path: Path, tokens: int) -> None:
     """Keep what an earlier process wrote about fewer tokens; a line cut by a kill goes too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     kept = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -59,4 +61,5 @@ def _drop_lines_from(path: Path, tokens: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             break
-    path.write_text("".join(kept))
+    with whole(path) as partial:
+        partial.write_text("".join(kept))

@@ -94,11 +94,20 @@ class SAEMetrics:
         acts: SparseActs,
         x_hat: Float[Tensor, "token d_in"],
     ) -> None:
-        """Add tokens: their activations, latents and reconstructions."""
+        """Add tokens: their activations, latents and reconstructions.
+
+        Raises SAEError where these are not the same tokens, and for rows that are not finite.
+        """
         if not len(x) == len(x_hat) == len(acts.indices):
             raise SAEError(
                 f"SAEMetrics.update got {len(x)} rows, {len(acts.indices)} latent rows and "
                 f"{len(x_hat)} reconstructions; give the same tokens in all three"
+            )
+        if not (finite := torch.isfinite(x).all(dim=1)).all():
+            bad = self._variance.n_tokens + int((~finite).nonzero()[0])
+            raise SAEError(
+                f"SAEMetrics: row {bad} of the activations is not finite (NaN or infinity); "
+                "drop such rows before the evaluation"
             )
         self._variance.update(x)
         self._squared_error += (x.double() - x_hat.double()).square_().sum().item()

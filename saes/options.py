@@ -14,7 +14,7 @@ from saes.errors import SAEError
 if TYPE_CHECKING:
     from saes.config import SAEConfig
 
-ARCHITECTURES = ("topk", "batchtopk", "matryoshka_batchtopk", "standard", "jumprelu")
+ARCHITECTURES = ("topk", "batchtopk", "matryoshka_batchtopk", "standard", "jumprelu", "gated")
 TRACKERS = ("wandb", "trackio", "tensorboard")
 _SAME_NAME = (
     "architecture",
@@ -59,7 +59,7 @@ def add_sae_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=[],
         metavar="C",
-        help="instead of --k, for standard (L1) and jumprelu (L0)",
+        help="instead of --k, for standard and gated (L1) and jumprelu (L0)",
     )
     shape.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0..N-1 (1)")
     shape.add_argument("--architecture", choices=ARCHITECTURES, help="default: topk")
@@ -80,10 +80,28 @@ def add_sae_options(parser: argparse.ArgumentParser) -> None:
     step.add_argument("--no-scaling", action="store_true", help="train on the rows as they are")
 
     run = parser.add_argument_group("the run")
+    run.add_argument("--device", default="cpu", help="cpu or cuda; where to train (cpu)")
     run.add_argument("--log", choices=TRACKERS, help="send the metrics there too (nowhere)")
     run.add_argument(
         "--checkpoint-seconds", type=float, default=30.0, metavar="S", help="at least so far apart"
     )
+
+
+def count(text: str) -> int:
+    """A number of tokens: 200000, 2e5, 200k, 1M."""
+    value = with_unit(text, {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9})
+    if not 1 <= value < 1e15 or value != int(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens; write 200000 or 200k")
+    return int(value)
+
+
+def with_unit(text: str, units: dict[str, float]) -> float:
+    """The number that `text` says, in ones; 0 where it says none."""
+    unit = next((unit for unit in units if text.lower().endswith(unit)), "")
+    try:
+        return float(text[: len(text) - len(unit)]) * units.get(unit, 1)
+    except ValueError:
+        return 0.0
 
 
 def configs(

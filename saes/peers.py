@@ -3,6 +3,10 @@
 Each batch goes through `SAETrainer.step`, sae-lens's public seam for trainers that bring their own
 loop. The learning rate follows our schedule; everything else is sae-lens's default. Only imported
 when such an SAE is trained, because importing sae-lens takes seconds.
+
+Not here, because what they learn is no encoder with a threshold and so nothing that later stages
+could take: matching pursuit (latents chosen one after the other on what is left) and AbsTopK
+(negative activations). Nor are transcoders and temporal SAEs, which need more than rows.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saes.config import SAEConfig
-from saes.dictionary import Dictionary
+from saes.dictionary import Dictionary, without_gate
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 COUNTERS = ("n_forward_passes_since_fired", "act_freq_scores")
@@ -100,6 +104,8 @@ class PeerStep:
     def dictionary(self) -> Dictionary:
         """The trained function; standard is a threshold of zero, which is ReLU."""
         weights = {name: parameter.detach().clone() for name, parameter in self._named()}
+        if self.config.architecture == "gated":
+            return without_gate(**weights)
         threshold = weights.get("threshold", torch.zeros_like(weights["b_enc"]))
         return Dictionary(
             W_enc=weights["W_enc"],
@@ -117,8 +123,10 @@ def _training_sae(config: SAEConfig, device: str) -> Any:
     import sae_lens
 
     shape = {"d_in": config.d_in, "d_sae": config.d_sae, "device": device}
+    penalty = {"l1_coefficient": config.sparsity_coefficient}
     if config.architecture == "standard":
-        penalty = {"l1_coefficient": config.sparsity_coefficient}
         return sae_lens.StandardTrainingSAE(sae_lens.StandardTrainingSAEConfig(**shape, **penalty))
+    if config.architecture == "gated":
+        return sae_lens.GatedTrainingSAE(sae_lens.GatedTrainingSAEConfig(**shape, **penalty))
     penalty = {"l0_coefficient": config.sparsity_coefficient}
     return sae_lens.JumpReLUTrainingSAE(sae_lens.JumpReLUTrainingSAEConfig(**shape, **penalty))

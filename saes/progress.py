@@ -27,7 +27,7 @@ class TrainingProgress:
         if self._first_done is None:
             self._first_done = status.tokens_done
         finished = status.tokens_done >= status.tokens_total
-        if not self._live and now - self._printed < LOG_SECONDS:
+        if not (self._live or finished) and now - self._printed < LOG_SECONDS:
             return
         self._printed = now
         done = status.tokens_done - self._first_done

@@ -109,6 +109,7 @@ class ByLatent:
 
     def __init__(self, n_slots: int, d_sae: int, *, device: torch.device) -> None:
         """`n_slots` is the most that a batch can have."""
+        self.n_slots = n_slots
         self._room = (
             torch.empty(n_slots, dtype=torch.int64, device=device),
             torch.empty(n_slots, device=device),
@@ -136,7 +137,10 @@ class ByLatent:
         self.rows.copy_(slots.rows[order])
         self.values.copy_(slots.values[order])
         self.grad_values.copy_((grad_values * (slots.values > 0))[order])
-        self.grad_sums.zero_().index_add_(0, latents, self.grad_values)
+        # Not `index_add_`, which adds in an order of its own on a GPU.
+        every = torch.arange(len(latents), device=latents.device)
+        sums = functional.embedding_bag(every, self.grad_values[:, None], self.starts, mode="sum")
+        self.grad_sums.copy_(sums[:, 0])
 
     def sum_rows(
         self,

@@ -15,7 +15,7 @@ Source: Gao et al., arXiv 2406.04093, section 2 and appendix A.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -193,23 +193,30 @@ class TopKStep:
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that `step` reads, for a checkpoint."""
-        named = {
-            "weights": self.weights,
-            "adam_mean": self.optimizer.means,
-            "adam_square": self.optimizer.squares,
+        adam = self.optimizer
+        return {
+            **self.weights.named("weights"),
+            **adam.means.named("adam_mean"),
+            **adam.squares.named("adam_square"),
+            "tokens_since_fired": self.tokens_since_fired,
         }
-        tensors = {
-            f"{part}.{name}": tensor
-            for part, group in named.items()
-            for name, tensor in group._asdict().items()
-        }
-        return tensors | {"tokens_since_fired": self.tokens_since_fired}
 
     def load_state(self, state: dict[str, Tensor], n_steps: int) -> None:
         """Put back what `state` gave, and the step count that belongs to it, bit for bit."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
         self.optimizer.n_steps = n_steps
+
+    def move_into(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the state into these tensors, shaped like those of `state`, and live there."""
+        for name, tensor in self.state().items():
+            tensors[name].copy_(tensor)
+        adam = self.optimizer
+        self.weights = adam.weights = Weights.of(tensors, "weights")
+        adam.means = Weights.of(tensors, "adam_mean")
+        adam.squares = Weights.of(tensors, "adam_square")
+        self.tokens_since_fired = tensors["tokens_since_fired"]
+        self._workspace = None
 
     def dictionary(self) -> Dictionary:
         """The trained function, in the units of the rows that `step` was given."""

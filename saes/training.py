@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,21 +61,30 @@ def train(
     checkpoint_dir: Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     workers: int | None = None,
+    device: str | torch.device | None = None,
+    stack: bool | None = None,
 ) -> list[SAE]:
     """Train one SAE per config on a stream of chunks keyed by hook point; SAEs in configs' order.
 
     Chunks may have any number of rows; larger ones shuffle better. Rows are consumed in order until
-    every config has its `n_tokens`; a shorter stream trains on what there is, and the SAE's
-    metadata says status "stream ended" instead of "done". Configs that differ in their budget alone
-    share their first steps (`saes.trunk`). The result is determined by config,
-    stream and CPU type, not by the companions or the number of cores.
+    every config has its `n_tokens`; a shorter stream trains on what there is, with a warning, and
+    the SAE's metadata says status "stream ended" instead of "done". Configs that differ in their
+    budget alone share their first steps (`saes.trunk`). On a CPU the result is determined by
+    config, stream and CPU type, not by the companions or the number of cores.
 
     With `checkpoint_dir`, state is saved at chunk boundaries at least `checkpoint_seconds` apart
     and at the end; the same call with the same stream resumes with the same final bits. `workers`
     is the number of SAEs advanced at once on a CPU (default: torch's thread count).
 
-    Raises SAEError: no configs, an empty stream, a chunk without a needed hook point, rows of
-    another width than d_in, NaN or infinite rows, checkpoints of other settings or another stream.
+    `device`: where to train and where the SAEs are then (default: where the rows are). On a GPU
+    SAEs of equal shape are stacked and share their products (`saes.lockstep`); `stack` says so or
+    not whatever the device. A stacked SAE is the same to rounding, but its last bits depend on its
+    companions: it resumes bit for bit only where all checkpoints are of one moment. Checkpoints
+    do not know devices or stacks; what computed a result is its metadata's `computed_by`.
+
+    Raises SAEError: no configs, a device that is not there, an empty stream, a chunk without a
+    needed hook point, rows of another width than d_in, NaN or infinite rows, checkpoints of other
+    settings or another stream.
     """
     if not configs:
         raise SAEError("train got no configs; give at least one SAEConfig")
@@ -86,14 +96,15 @@ def train(
                 f"configs give hook point {config.hook_point!r} two widths, "
                 f"d_in {hook_points[config.hook_point]} and {config.d_in}; give one"
             )
-    with Group(configs, workers=workers) as group:
+    place = None if device is None else device_named(device)
+    with Group(configs, workers=workers, stack=stack) as group:
         members = group.members
         if checkpoint_dir is not None:
             checkpoint.claim(checkpoint_dir, configs)
             for number, member in enumerate(members):
-                checkpoint.read(checkpoint_dir, number, member, torch.device("cpu"))
+                checkpoint.read(checkpoint_dir, number, member)
             group.resumed()
-        checked = _Checked(hook_points)
+        checked = _Checked(hook_points, place)
         started = saved = time.monotonic()
         tokens_before = _tokens_trained(group)
         chunks = iter(stream)
@@ -125,6 +136,16 @@ def train(
                 heartbeat(_status(group, done / max(now - started, 1e-9)))
         group.end_stream()
         saes = [member.export() for member in members]
+        if ended := [member for member in members if member.stopped_early]:
+            done, total = ended[0].tokens_done, ended[0].config.n_tokens
+            warnings.warn(
+                f"the stream ended after {done:,} of {total:,} tokens; {len(ended)} of "
+                f"{len(members)} SAEs are trained on what there was",
+                stacklevel=2,
+            )
+        if place is not None:
+            # Those that were finished before this call never left the CPU.
+            saes = [sae.to(place) for sae in saes]
         if checkpoint_dir is not None:
             for number, member in enumerate(members):
                 checkpoint.write(checkpoint_dir, number, member)
@@ -134,8 +155,9 @@ def train(
 class _Checked:
     """Validates chunks, converts them to float32, and fingerprints the stream as it passes."""
 
-    def __init__(self, hook_points: Mapping[str, int]) -> None:
+    def __init__(self, hook_points: Mapping[str, int], device: torch.device | None) -> None:
         self.hook_points = hook_points
+        self._device = device
         self.fingerprints = dict.fromkeys(hook_points, "")
         self._rows_seen = dict.fromkeys(hook_points, 0)
 
@@ -154,6 +176,7 @@ class _Checked:
                     f"{hook_point}: the stream gives rows of shape {tuple(rows.shape)} but the "
                     f"config says d_in {d_in}; make them agree"
                 )
+            device = self._device or device_named(rows.device)
             rows = rows.detach().float().contiguous()
             finite = torch.isfinite(rows).all(dim=1)
             if not finite.all():
@@ -163,7 +186,7 @@ class _Checked:
                     "finite (NaN or infinity); drop such rows before training"
                 )
             self._rows_seen[hook_point] += len(rows)
-            chunk[hook_point] = rows
+            chunk[hook_point] = rows.to(device)
         if all(len(rows) == 0 for rows in chunk.values()):
             return None
         for hook_point, rows in chunk.items():
@@ -172,6 +195,19 @@ class _Checked:
             text = f"{self.fingerprints[hook_point]}/{tuple(rows.shape)}/".encode()
             self.fingerprints[hook_point] = hashlib.sha256(text + sample).hexdigest()
         return chunk
+
+
+def device_named(name: str | torch.device) -> torch.device:
+    """A device that can train. Raises SAEError for others."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SAEError(f"unknown device {str(name)!r}; use cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise SAEError(f"device {str(name)!r} is not supported; use cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SAEError(f"device {str(name)!r} is not available here; use cpu")
+    return device
 
 
 def _tokens_trained(group: Group) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -27,8 +28,9 @@ def test_sae_training_on_a_tiny_shape(benchmark: ModuleType) -> None:
 
     shape = Shape(8, 32, 2, 64)
     names = ["superscope", "superscope bf16", "sae-lens"]
-    rows = benchmark.race(shape, names, 1, 2)
+    rows = benchmark.race(shape, names, 1, 2, [1])
     assert {row["n_steps"] for row in rows.values()} == {6}
+    assert {row["threads"] for row in rows.values()} == {1}
     assert all(0 < row["fvu"] < 2 for row in rows.values())
     x = benchmark.activations(shape, 128, 1)[0]
     parts = profile(shape, x, "float32", 1)
@@ -51,6 +53,7 @@ def test_sae_training_on_a_tiny_shape(benchmark: ModuleType) -> None:
             "cores": 1,
             "clock": "cpu",
             "cpu": "a CPU",
+            "device": "a GPU",
             "torch": "2",
             "load_average": (1.0, 1.0, 1.0),
             "note": "",
@@ -60,8 +63,44 @@ def test_sae_training_on_a_tiny_shape(benchmark: ModuleType) -> None:
         }
     )
     assert "Target 8x sae-lens: 40.0x, reached." in text
+    assert "1 core(s) of a CPU, a GPU, torch 2" in text
     assert "left out: sparsify" in text
     assert "superscope: FVU at most 1.01 of sae-lens's missed by 98.0%, no more dead held." in text
+
+
+def test_a_peer_is_timed_at_its_best_number_of_threads(benchmark: ModuleType) -> None:
+    from contenders import Shape
+
+    before = torch.get_num_threads()
+    try:
+        rows = benchmark.race(Shape(8, 32, 2, 64), ["superscope", "sae-lens"], 2, 2, [1, 2])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert {row["n_steps"] for row in rows.values()} == {10}, "equal steps, however timed"
+    ours, peer = rows["superscope"], rows["sae-lens"]
+    assert (list(ours["by_threads"]), list(peer["by_threads"])) == ([1], [1, 2])
+    assert ours["n_saes"] == 2
+    least = min(times["wall_us_per_token"] for times in peer["by_threads"].values())
+    assert peer["wall_us_per_token"] == least
+    for best, text in ((1, "1 (2: 1,000)"), (2, "2 (1: 500)")):
+        peer["threads"] = best
+        peer["by_threads"] = {n: {"wall_us_per_token": 2000 / n} for n in (1, 2)}
+        assert benchmark._threads("sae-lens", peer, 2, "wall") == text
+    assert benchmark._threads("superscope", ours, 2, "wall") == "2, one per SAE"
+
+
+def test_stacked_and_looped_saes_of_a_benchmark_learn_alike(benchmark: ModuleType) -> None:
+    """What a GPU would be timed with, on a CPU: many SAEs on several hook points."""
+    from contenders import Shape
+
+    shape = Shape(8, 32, 2, 64, n_hook_points=3, n_seeds=2)
+    rows = {
+        stack: benchmark.race(shape, ["superscope"], 1, 2, [1], stack=stack)["superscope"]
+        for stack in (False, True)
+    }
+    assert rows[True]["n_saes"] == 6
+    assert rows[True]["fvu"] == pytest.approx(rows[False]["fvu"], rel=1e-4)
 
 
 def test_data_has_the_stated_variance_and_is_not_trivial(benchmark: ModuleType) -> None:
@@ -117,7 +156,13 @@ def test_a_missed_target_is_said(capture_benchmark: ModuleType) -> None:
 def test_an_interrupted_run_keeps_its_finished_shapes(
     benchmark: ModuleType, tmp_path: Path
 ) -> None:
-    same = {"command": "python x", "cpu": "a CPU", "torch": "2", "versions": {"sae-lens": "6"}}
+    same = {
+        "command": "python x",
+        "cpu": "a CPU",
+        "device": "cpu",
+        "torch": "2",
+        "versions": {"sae-lens": "6"},
+    }
     fresh = same | {"finished": False, "shapes": []}
     assert benchmark.held(fresh, tmp_path) is fresh
     for finished, kept in ((False, 1), (True, 0)):

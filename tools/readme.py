@@ -97,10 +97,12 @@ def _speed_table(table: dict[str, Any], folder: str) -> str:
             cells = [result["label"], dtype, f"{1e6 / cost:,.0f}", *ratios]
             lines.append(f"| {' | '.join(cells)} |")
     cores = f"{table['cores']} core{'s' if table['cores'] > 1 else ''}"
+    threads = " and ".join(map(str, table.get("threads", [1])))
+    best = f", each at its best of {threads} threads" if threads != "1" else ""
     return (
         "\n".join(lines) + f"\n\n`{table['command']}`, {cores} of {table['cpu']}, "
-        f"{table['clock'].upper()} time, peers in float32. {table['note']} Where the time goes and "
-        f"which targets are missed: [`{folder}/table.md`]({folder}/table.md)."
+        f"{table['clock'].upper()} time, peers in float32{best}. {table['note']} Where the time "
+        f"goes and which targets are missed: [`{folder}/table.md`]({folder}/table.md)."
     )
 
 

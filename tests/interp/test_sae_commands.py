@@ -12,10 +12,11 @@ from torch import Tensor
 
 from interp.cli import main
 from interp.divergence import kl_divergence
-from interp.sae_training import SHUFFLE_BUFFER, STREAM, points_of, train_saes
+from interp.sae_training import SHUFFLE_BUFFER, points_of, train_saes
 from saes import checkpoint
 from saes.config import SAEConfig
 from saes.format import load, save
+from saes.runs import STREAM
 from saes.sae import SAE
 
 
@@ -199,3 +200,6 @@ def test_wrong_input_is_one_line(
     save(SAE(wide, wide, torch.zeros(33), torch.zeros(33), k=2), tmp_path / "b" / "wide")
     named = ["--hook-point", "blocks.0.hook_resid_post"]
     assert "d_in 33" in refused(["eval-sae", str(tmp_path / "b"), *judge, *named], capsys)
+    eye[0, 0] = torch.nan
+    save(SAE(eye, eye, torch.zeros(32), torch.zeros(32), k=2), tmp_path / "c" / "diverged")
+    assert "is not finite" in refused(["eval-sae", str(tmp_path / "c"), *judge, *named], capsys)

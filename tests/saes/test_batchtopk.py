@@ -230,10 +230,9 @@ def test_levels() -> None:
 
 def test_matryoshka_with_one_level_is_batchtopk() -> None:
     plain = make_step(2, 6, 24, 3)
-    nested = make_step(2, 6, 24, 3, architecture="matryoshka_batchtopk")
+    options = {"architecture": "matryoshka_batchtopk", "matryoshka_widths": (24,)}
+    nested = make_step(2, 6, 24, 3, **options)
     assert isinstance(nested, MatryoshkaStep)
-    nested._level.zero_()
-    nested._n_levels = 1
     batch = make_batch(2, 16, 6)
     ours, theirs = nested.gradients(batch), plain.gradients(batch)
     for a, b in zip(ours.weights, theirs.weights, strict=True):

@@ -190,7 +190,7 @@ def test_a_wrong_command_line_is_one_line(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_more_tokens_than_rows_repeat_the_folder(acts: Path, tmp_path: Path) -> None:
-    assert main(train_line(acts, tmp_path / "out", "--tokens", "1500")) == 0
+    assert main(train_line(acts, tmp_path / "out", "--tokens", "1.5k")) == 0
     assert load(tmp_path / "out" / "resid" / "12-2-0").metadata["tokens_trained"] == 1500
 
 
@@ -203,7 +203,9 @@ def test_safetensors_keys_are_hook_points(tmp_path: Path) -> None:
         save_file(both, folder / f"{number}.safetensors")
     assert ActivationFolder(folder).widths == {"x.1": 6, "y/2": 3}
     assert main(train_line(folder, tmp_path / "all")) == 0
-    assert sorted(p.name for p in (tmp_path / "all").iterdir() if p.name[0] != ".") == [
+    assert sorted(
+        p.name for p in (tmp_path / "all").iterdir() if p.is_dir() and p.name[0] != "."
+    ) == [
         "x.1",
         "y--2",
     ]
@@ -267,7 +269,81 @@ def test_wrong_input_is_one_line_and_status_2(
     other = tmp_path / "other"
     other.mkdir()
     np.save(other / "a.npy", np.zeros((5, 4), np.float32))
-    assert "d_in is 6" in refused(["eval", str(out), "--acts", str(other)], capsys)
+    said = refused(["eval", str(out), "--acts", str(other)], capsys)
+    assert f"{out / 'resid' / '12-2-0'}: d_in is 6 but {other} holds rows of width 4" in said
+    nan = rows(9)
+    nan[4] = np.nan
+    np.save(other / "a.npy", nan)
+    assert "row 4 of the act" in refused(["eval", str(out), "--acts", str(other)], capsys)
+    sae = load(out / "resid" / "12-2-0")
+    sae.W_dec[0] = torch.inf
+    saes.save(sae, out / "resid" / "12-2-0")
+    said = refused(["eval", str(out), "--acts", str(acts), "--json"], capsys)
+    assert "12-2-0: what it reconstructs is not finite" in said
+
+
+def test_another_folder_is_refused_though_nothing_would_be_read(
+    acts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(train_line(acts, out)) == 0
+    capsys.readouterr()
+    assert "shuffle_buffer is 131072" in refused(train_line(acts, out, "--chunk-rows", "9"), capsys)
+    np.save(acts / "a.npy", rows(400, 5))
+    assert "another stream (rows_sha256" in refused(train_line(acts, out), capsys)
+    np.save(acts / "a.npy", rows(400, 0))
+    moved = acts.rename(tmp_path / "moved")
+    assert main(train_line(moved, out)) == 0, "the same rows, wherever they lie"
+    capsys.readouterr()
+    (out / "stream.json").write_text("[")
+    assert "stream.json: damaged" in refused(train_line(moved, out), capsys)
+    (out / "stream.json").unlink()
+    assert main(train_line(moved, out)) == 0, "a run of before there was such a file"
+
+
+def test_identity_of_a_folder_of_safetensors(tmp_path: Path) -> None:
+    both = {"x": torch.from_numpy(rows(100, 0)), "y": torch.from_numpy(rows(100, 1))}
+    identities = []
+    for change in range(3):
+        save_file(both, tmp_path / "a.safetensors")
+        identities.append(ActivationFolder(tmp_path).identity)
+        both["y"][99 if change else 96, 2] += 1
+    assert identities[0]["d_in"] == {"x": 6, "y": 6}
+    assert identities[0] != identities[1], "row 96 is one of those that are looked at"
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_made(
+    acts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = train_line(acts, tmp_path / "out", "--device", "mps")
+    assert "use cpu or cuda" in refused(line, capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_while_metrics_are_written_is_one_line(
+    acts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Path.open
+    line = train_line(acts, tmp_path / "out", "--chunk-rows", "200", "--batch-size", "50")
+
+    def full(path: Path, mode: str = "r", *args: object, **options: object) -> object:
+        if mode == "a":
+            raise OSError(28, "No space left on device")
+        return plain(path, mode, *args, **options)  # type: ignore[call-overload]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        said = refused(line, capsys)
+    assert "12-2-0.jsonl: could not be written (No space left on device)" in said
+    assert main(line) == 0
+    assert len((tmp_path / "out" / "resid" / "12-2-0.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_log_has_the_last_line_of_a_short_run(
+    acts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(train_line(acts, tmp_path / "out")) == 0
+    assert capsys.readouterr().err.startswith("600/600 tokens  ")
 
 
 @pytest.mark.parametrize(

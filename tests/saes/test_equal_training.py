@@ -11,7 +11,7 @@ from streams import zipf_rows
 from torch import Tensor
 
 from saes.config import SAEConfig
-from saes.group import seeded_generator
+from saes.member import seeded_generator
 from saes.metrics import SAEMetrics, SAEMetricsResult
 from saes.sae import SAE, SparseActs
 from saes.topk import TopKStep

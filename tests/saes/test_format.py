@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from saes import format as sae_format
@@ -103,7 +104,7 @@ def damaged(tmp_path: Path, **changes: object) -> Path:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architecture": "gated"}, "architecture 'gated' is not supported"),
+        ({"architecture": "matching_pursuit"}, "architecture 'matching_pursuit' is not supported"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations 'layer_norm'"),
         ({"reshape_activations": "hook_z"}, "reshape_activations 'hook_z'"),
         ({"k": None}, "lacks k"),
@@ -183,3 +184,31 @@ def test_sae_lens_reads_ours_and_we_read_theirs(tmp_path: Path) -> None:
             folder = tmp_path / f"theirs-{rescale}-{centre}"
             theirs.save_model(folder)
             assert_agree(load(folder), theirs)
+
+
+def test_saved_files_are_for_everyone_to_read_who_may_read_others(tmp_path: Path) -> None:
+    eye = torch.eye(3)
+    save(SAE(eye, eye, torch.zeros(3), torch.zeros(3), k=1), tmp_path / "sae")
+    (tmp_path / "other").write_text("")
+    usual = (tmp_path / "other").stat().st_mode
+    modes = {file.stat().st_mode for file in (tmp_path / "sae").iterdir()}
+    assert modes == {usual}
+
+
+def test_a_full_disk_is_one_line_and_the_old_sae_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saes import format as sae_format
+
+    eye = torch.eye(3)
+    old, new = (SAE(f * eye, eye, torch.zeros(3), torch.zeros(3), k=1) for f in (1, 2))
+    save(old, tmp_path / "sae")
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(sae_format, "save_file", full)
+    with pytest.raises(SAEError, match=r"sae: could not be written .*No space left"):
+        save(new, tmp_path / "sae")
+    assert torch.equal(load(tmp_path / "sae").W_enc, eye)
+    assert [file.name for file in tmp_path.iterdir()] == ["sae"]

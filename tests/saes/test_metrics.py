@@ -136,3 +136,15 @@ def test_evaluate_runs_the_sae() -> None:
     x_hat = torch.tensor([[2.0, 0, 0], [0, 0, 0], [0, 0, 6.0]])
     expected = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
     assert result.fvu == pytest.approx(float(expected))
+
+
+def test_rows_that_are_not_finite_are_named() -> None:
+    metrics = SAEMetrics(3, 2)
+    acts = SparseActs(torch.zeros(4, 1, dtype=torch.int64), torch.ones(4, 1))
+    x = torch.arange(12.0).view(4, 3)
+    metrics.update(x, acts, x)
+    x = x.clone()
+    x[2, 1] = float("inf")
+    with pytest.raises(SAEError, match="row 6 of the activations is not finite"):
+        metrics.update(x, acts, x)
+    assert metrics.result().n_tokens == 4

@@ -29,7 +29,7 @@ def config(kind: str, **changes: object) -> SAEConfig:
         "n_tokens": 4000,
         "batch_size": 128,
         "lr": 2e-3,
-        "sparsity_coefficient": 0.5 if kind == "standard" else 0.02,
+        "sparsity_coefficient": 0.02 if kind == "jumprelu" else 0.5,
     }
     return SAEConfig(**(base | changes))
 
@@ -39,7 +39,7 @@ def stream(n_chunks: int = 4) -> Iterator[dict[str, Tensor]]:
         yield {"resid": varying_rows(1000, number)}
 
 
-KINDS = ["standard", "jumprelu"]
+KINDS = ["standard", "jumprelu", "gated"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -57,6 +57,9 @@ def test_a_step_is_sae_lens_own(kind: str) -> None:
         ),
         "jumprelu": lambda: sae_lens.JumpReLUTrainingSAE(
             sae_lens.JumpReLUTrainingSAEConfig(d_in=16, d_sae=64, l0_coefficient=0.02)
+        ),
+        "gated": lambda: sae_lens.GatedTrainingSAE(
+            sae_lens.GatedTrainingSAEConfig(d_in=16, d_sae=64, l1_coefficient=0.5)
         ),
     }[kind]()
     made.load_state_dict({name: start[f"weights.{name}"] for name in made.state_dict()})
@@ -126,6 +129,7 @@ def saved_by_sae_lens(kind: str, folder: Path) -> object:
             "standard": lambda: sae_lens.StandardSAE(sae_lens.StandardSAEConfig(**shape)),
             "topk": lambda: sae_lens.TopKSAE(sae_lens.TopKSAEConfig(**shape, k=4)),
             "jumprelu": lambda: sae_lens.JumpReLUSAE(sae_lens.JumpReLUSAEConfig(**shape)),
+            "gated": lambda: sae_lens.GatedSAE(sae_lens.GatedSAEConfig(**shape)),
         }[kind]
         sae = make()
         for parameter in sae.parameters():
@@ -135,7 +139,7 @@ def saved_by_sae_lens(kind: str, folder: Path) -> object:
 
 
 @pytest.mark.parametrize(
-    "kind", ["standard", "topk", "jumprelu", "batchtopk", "matryoshka_batchtopk"]
+    "kind", ["standard", "topk", "jumprelu", "gated", "batchtopk", "matryoshka_batchtopk"]
 )
 def test_loads_what_sae_lens_saved(kind: str, tmp_path: Path) -> None:
     theirs = saved_by_sae_lens(kind, tmp_path / "sae")
@@ -146,6 +150,24 @@ def test_loads_what_sae_lens_saved(kind: str, tmp_path: Path) -> None:
         assert (acts > 0).any()
         torch.testing.assert_close(ours.encode_dense(x), acts, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)  # type: ignore[operator]
+
+
+def test_a_gated_sae_in_training_there_loads_as_the_same_function(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    theirs = sae_lens.GatedTrainingSAE(sae_lens.GatedTrainingSAEConfig(d_in=16, d_sae=64))
+    for parameter in theirs.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape)
+    theirs.save_model(tmp_path / "sae")
+    ours = load(tmp_path / "sae")
+    x = varying_rows(500, 5)
+    with torch.no_grad():
+        acts = theirs.encode(x)
+        gate_open = (x - theirs.b_dec) @ theirs.W_enc + theirs.b_gate > 0
+        assert (gate_open & (acts == 0)).any(), "an open gate on a negative magnitude"
+        closed = (ours.threshold > 0) & ~gate_open
+        assert ((x - ours.b_dec) @ ours.W_enc + ours.b_enc)[closed].max() > 0, "the gate matters"
+        torch.testing.assert_close(ours.encode_dense(x), acts, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
 
 
 def test_an_unfinished_sae_lens_run_loads_with_its_threshold(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from streams import Killed, killed_after
 from torch import Tensor
 
@@ -145,7 +146,9 @@ def test_no_chunk_is_pulled_after_the_last_budget_is_used() -> None:
 
 
 def test_stream_that_ends_early_is_used_up_and_said() -> None:
-    (sae,) = train(stream(3), [config(n_tokens=10_000)])
+    with pytest.warns(UserWarning, match=r"ended after 1,500 of 10,000 tokens; 1 of 2 SAEs"):
+        sae, short = train(stream(3), [config(n_tokens=10_000), config(n_tokens=700)])
+    assert short.metadata["status"] == "done"
     assert sae.metadata["status"] == "stream ended"
     assert sae.metadata["tokens_trained"] == 1500
 
@@ -240,6 +243,14 @@ def test_checkpoints_from_before_a_setting_existed_go_on(tmp_path: Path) -> None
         train(stream(), [config(b_dec_init="geometric_median")], checkpoint_dir=tmp_path)
 
 
+def test_settings_of_a_run_that_never_began_bind_nobody(tmp_path: Path) -> None:
+    first = [{"resid": torch.full((300, D_IN), float("nan"))}]
+    with pytest.raises(SAEError, match="not finite"):
+        train(first, [config()], checkpoint_dir=tmp_path)
+    (sae,) = train(stream(), [config(lr=0.01)], checkpoint_dir=tmp_path)
+    assert sae.metadata["status"] == "done"
+
+
 def test_checkpoint_of_another_stream_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train(killed_after(stream(), 2), [config()], checkpoint_dir=tmp_path, checkpoint_seconds=0)
@@ -256,8 +267,15 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         train(stream(1), [config(n_tokens=500)], checkpoint_dir=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+)
 def test_full_disk_keeps_the_previous_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = train(stream(), [config()])
     with pytest.raises(Killed):
@@ -265,7 +283,7 @@ def test_full_disk_keeps_the_previous_checkpoint(
 
     def full(tensors: dict[str, Tensor], path: Path, **_: object) -> None:
         path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)

@@ -109,6 +109,7 @@ def test_common_steps_are_taken_once() -> None:
     assert trained[-1] == N_TOKENS + N_TOKENS // 2 - 1472
 
 
+@pytest.mark.filterwarnings("ignore:the stream ended")
 def test_a_stream_that_ends_early_ends_branches_too() -> None:
     configs = [config(), half()]
     together = train(stream(2), configs)
