@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +33,19 @@ if TYPE_CHECKING:
     from interp.config import StudyConfig
 
 INTERRUPTED = 130
+_OF_THE_SYSTEM = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR,
+    errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT, errno.EMFILE,
+}  # fmt: skip
+"""Errors that say something of a path or a disk, and nothing of this program."""
 _LOSS_TOKENS = 262_144
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Status: 0 done, 2 wrong input, 130 interrupted; a defect raises."""
+    """Run one command. Status: 0 done, 2 wrong input, 130 interrupted; a defect raises.
+
+    A file that may not be read or written, and memory that is not there, are no defects.
+    """
     parser = _build()
     args = parser.parse_args(argv)
     if not hasattr(args, "call"):
@@ -52,9 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM or error.filename is None:
+            raise
+        return _refuse(
+            f"{error.filename}: {error.strerror}; choose another place, or mend this one"
+        )
     except Exception as error:
-        if type(error).__name__ == "SAEError":  # named, so that `--help` need not import saes
+        # Both are named, so that `--help` need not import saes or torch.
+        if type(error).__name__ == "SAEError":
             return _refuse(str(error))
+        if type(error).__name__ == "OutOfMemoryError":
+            return _refuse(f"{error}; use --dtype bfloat16, --device-map auto, or a smaller model")
         raise
     return 0
 
@@ -213,17 +232,24 @@ def _loss(args: argparse.Namespace) -> None:
     from interp.corpora import load_text
     from interp.loss import loss
     from interp.models import load
+    from interp.progress import LOG_SECONDS, Progress
     from interp.tokens import tokens
 
     corpus = None
     rows = []
+    warned: set[str] = set()
     for name in families.expand(args.model):
         model = load(name, **load_options(args))
         corpus = corpus or load_text(args.text)  # a wrong model name is answered before reading
         blocks = tokens(corpus, model, n_tokens=args.tokens, split=args.split)
-        result = loss(model, blocks, stride=args.stride)
+        progress = Progress(1.0, patience=LOG_SECONDS)
+        label = f"{name}: loss"
+        result = loss(model, blocks, stride=args.stride, heartbeat=partial(progress.at, label))
+        progress.close(f"{label} of {result.n_tokens:,} tokens")
         for warning in blocks.warnings:
-            print(f"interp: warning: {warning}", file=sys.stderr)
+            if warning not in warned:  # models of one tokenizer share them
+                print(f"interp: warning: {warning}", file=sys.stderr)
+        warned.update(blocks.warnings)
         rows.append(
             {
                 "model": name,

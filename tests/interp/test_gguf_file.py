@@ -128,7 +128,8 @@ def test_a_damaged_file_is_one_line(llama_file: Path, tmp_path: Path) -> None:
 
 
 def test_an_absent_file_is_one_line(tmp_path: Path) -> None:
-    assert "no such file" in refused(tmp_path / "absent.gguf")
+    for name in ("absent.gguf", "ABSENT.GGUF"):
+        assert "no such file" in refused(tmp_path / name)
 
 
 def test_without_the_package_the_line_says_what_to_install(
