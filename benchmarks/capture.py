@@ -42,10 +42,10 @@ from interp.machine import cpu_name
 from interp.recording import prepare, record
 
 TIMES = (1, 4, 16)
-CHUNKS = 4
+CHUNKS = 3
 """Of the shortest memory run: what is held must not grow with the text."""
-CHUNK_BYTES = 8 * 1024 * 1024
-"""At least about so much: a small model's would be lost among what Python holds."""
+POINT_BYTES = 2 * 1024 * 1024
+"""Of each hook point in a chunk, or a little more: smaller ones are malloc's, which keeps gaps."""
 
 
 def main() -> None:
@@ -187,12 +187,12 @@ def _one_memory(args: argparse.Namespace) -> dict[str, int]:
     of.core(of.Work(model, of.make_tokens(model, 1, args.n_ctx), 1))[table.BACKBONE]()
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    token_bytes = model.n_layers * model.d_model * model.dtype.itemsize
-    blocks = max(1, CHUNK_BYTES // (args.n_ctx * token_bytes))
+    point_bytes = model.d_model * model.dtype.itemsize
+    blocks = -(-POINT_BYTES // (min(args.n_ctx, model.n_ctx) * point_bytes))
     # The token blocks too are a part of what is held.
     tokens = of.make_tokens(model, args.memory_of * CHUNKS * blocks, args.n_ctx)
     chunk_tokens = blocks * tokens.n_ctx
-    chunk_bytes = chunk_tokens * token_bytes
+    chunk_bytes = chunk_tokens * model.n_layers * point_bytes
     options: dict[str, Any] = {"batch_size": min(args.batch, blocks)}
     if args.sink == "ram":
         for _ in capture(model, tokens, "resid_post", chunk_tokens=chunk_tokens, **options):
