@@ -42,8 +42,10 @@ from interp.machine import cpu_name
 from interp.recording import prepare, record
 
 TIMES = (1, 4, 16)
-CHUNKS = 4
+CHUNKS = 3
 """Of the shortest memory run: what is held must not grow with the text."""
+POINT_BYTES = 2 * 1024 * 1024
+"""Of each hook point in a chunk, or a little more: smaller ones are malloc's, which keeps gaps."""
 
 
 def main() -> None:
@@ -78,7 +80,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--note", default="", help="said in the table, such as what else ran")
     parser.add_argument("--out", type=Path, help="folder for the raw figures and table.md")
-    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", type=int, choices=TIMES, help=argparse.SUPPRESS)
     parser.add_argument("--sink", choices=["ram", "disk"], default="ram", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.blocks % args.batch:
@@ -168,27 +170,30 @@ def _memory(args: argparse.Namespace) -> dict[str, Any]:
     peaks: dict[str, list[int]] = {}
     for sink in ("ram", "disk"):
         for times in TIMES:
-            line = [sys.executable, *sys.argv, "--memory-of", str(times * args.blocks)]
+            line = [sys.executable, *sys.argv, "--memory-of", str(times)]
             done = subprocess.run([*line, "--sink", sink], capture_output=True, text=True)
             if done.returncode:
-                sys.exit(done.stderr)
+                sys.exit(f"{sink}, {times}x the tokens: status {done.returncode}\n{done.stderr}")
             found = json.loads(done.stdout.splitlines()[-1])
             peaks.setdefault(sink, []).append(found["peak_bytes"])
             print(f"{sink} {times}x: {found}", file=sys.stderr, flush=True)
-    return {"n_tokens": args.blocks * args.n_ctx, **found, "peak_bytes": peaks}
+    n_tokens = [times * found["chunk_tokens"] * CHUNKS for times in TIMES]
+    return {**found, "n_tokens": n_tokens[0], "n_tokens_of": n_tokens, "peak_bytes": peaks}
 
 
 def _one_memory(args: argparse.Namespace) -> dict[str, int]:
-    """Above the loaded model, which is all that was there when the peak was last forgotten."""
+    """Above a model that has run once, which is all there was when the peak was last forgotten."""
     model = of.make_model(args.model, args.device, args.dtype)
-    tokens = of.make_tokens(model, args.memory_of, args.n_ctx)
-    blocks_per_chunk = max(1, args.blocks // CHUNKS)
-    chunk_tokens = blocks_per_chunk * tokens.n_ctx
-    chunk_bytes = chunk_tokens * model.n_layers * model.d_model * model.dtype.itemsize
-    of.core(of.Work(model, tokens[: args.batch], args.batch))[table.BACKBONE]()
+    of.core(of.Work(model, of.make_tokens(model, 1, args.n_ctx), 1))[table.BACKBONE]()
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    options: dict[str, Any] = {"batch_size": min(args.batch, blocks_per_chunk)}
+    point_bytes = model.d_model * model.dtype.itemsize
+    blocks = -(-POINT_BYTES // (min(args.n_ctx, model.n_ctx) * point_bytes))
+    # The token blocks too are a part of what is held.
+    tokens = of.make_tokens(model, args.memory_of * CHUNKS * blocks, args.n_ctx)
+    chunk_tokens = blocks * tokens.n_ctx
+    chunk_bytes = chunk_tokens * model.n_layers * point_bytes
+    options: dict[str, Any] = {"batch_size": min(args.batch, blocks)}
     if args.sink == "ram":
         for _ in capture(model, tokens, "resid_post", chunk_tokens=chunk_tokens, **options):
             pass
@@ -200,6 +205,7 @@ def _one_memory(args: argparse.Namespace) -> dict[str, int]:
         "peak_bytes": _resident("VmHWM") - before,
         "model_bytes": before,
         "chunk_bytes": chunk_bytes,
+        "chunk_tokens": chunk_tokens,
     }
 
 

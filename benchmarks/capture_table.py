@@ -62,24 +62,39 @@ def _made_by(result: dict[str, Any]) -> str:
     return (
         f"`{result['command']}`, {result['wall_seconds']:.0f} s; {result['device']}, "
         f"{result['dtype']}, {result['threads']} thread(s) of {result['cpu']}, {versions}, load "
-        f"average {result['load_average'][0]:.1f} at the start; {result['n_tokens']:,} tokens in "
-        f"blocks of {result['n_ctx']}, {result['batch']} at once, {result['repeats']} repeats. "
+        f"average {result['load_average'][0]:.1f} at the start; {_work(result)}. "
         f"{result['note']}".rstrip()
     )
 
 
+def _work(result: dict[str, Any]) -> str:
+    if result["piece"] == "memory":
+        return f"blocks of {result['n_ctx']}, a process for each figure"
+    return (
+        f"{result['n_tokens']:,} tokens in blocks of {result['n_ctx']}, {result['batch']} at once, "
+        f"{result['repeats']} repeats"
+    )
+
+
 def _memory_lines(result: dict[str, Any]) -> list[str]:
+    first, middle, last = (f"{n:,} tokens" for n in result["n_tokens_of"])
     lines = [
         f"Peak above the {result['model_bytes'] / 2**20:,.0f} MiB of the loaded model, MiB; chunks "
-        f"and shards of {result['chunk_bytes'] / 2**20:,.0f}:",
+        f"and shards of {result['chunk_bytes'] / 2**20:,.1f} each:",
         "",
-        "| | 1x | 4x | 16x | 16x / 1x |",
-        "|---|---|---|---|---|",
+        f"| | {first} | {middle} | {last} | 16x / 1x | bytes for each further token |",
+        "|---|---|---|---|---|---|",
     ]
     for sink, peaks in result["peak_bytes"].items():
-        cells = " | ".join(f"{p / 2**20:,.0f}" for p in peaks)
-        lines.append(f"| to {sink} | {cells} | {peaks[-1] / peaks[0]:.2f} |")
-    return lines
+        cells = " | ".join(f"{p / 2**20:,.1f}" for p in peaks)
+        further = (peaks[-1] - peaks[0]) / (result["n_tokens_of"][-1] - result["n_tokens_of"][0])
+        lines.append(f"| to {sink} | {cells} | {peaks[-1] / peaks[0]:.2f} | {further:,.0f} |")
+    activations = result["chunk_bytes"] / result["chunk_tokens"]
+    return [
+        *lines,
+        "",
+        f"A token's activations are {activations:,.0f} bytes; its ids, held throughout, 13.",
+    ]
 
 
 def _verdicts(result: dict[str, Any]) -> list[str]:

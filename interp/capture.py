@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.hook_points import HookPoint, resolve, watch
-from interp.loss import block_nll
+from interp.loss import block_nll, require_finite
 from interp.models import Model
 from interp.sinks import SinkFilter
 from interp.tokens import TokenBlocks
@@ -82,7 +82,7 @@ def capture(
     does not depend on `chunk_tokens`; `sinks` brings limits found earlier.
 
     Hook points are checked at the call, not at the first chunk. Raises UserError for an unknown
-    hook point, and for values that are not finite, naming hook point and document.
+    hook point, and for values or a loss that are not finite, naming hook point and document.
     """
     points = resolve(hook_points, model.hf)
     if chunk_tokens < 1 or batch_size < 1:
@@ -173,9 +173,11 @@ def _chunks(
             batch_nll = run_blocks(model, part.ids[batch], callbacks, with_loss=with_loss)
             if pinned:
                 torch.cuda.synchronize(model.device)
+            read = part[batch]
+            keep[batch] &= sinks.allowed(views, read)  # refuses what is not finite, by layer
             if nll is not None and batch_nll is not None:
+                require_finite(batch_nll, read.is_target, read.doc_ids, model.name)
                 nll[batch] = batch_nll
-            keep[batch] &= sinks.allowed(views, part[batch])
         yield Chunk(
             acts={str(p): value for p, value in acts.items()},
             token_ids=_flat(part.ids),

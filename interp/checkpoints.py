@@ -26,7 +26,10 @@ ADVICE = (
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """config.json of an architecture we know. Raises UserError for any other, naming `name`."""
+    """config.json of an architecture we know. Raises UserError for any other, naming `name`.
+
+    A quantized checkpoint is refused: its values would be those of some other dtype.
+    """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -40,6 +43,11 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
         raise UserError(
             f"{name}: architecture {architecture!r} is not supported; supported: "
             f"{', '.join(hook_points.architectures())}"
+        )
+    if config.get("quantization_config") is not None:
+        raise UserError(
+            f"{name}: the checkpoint is quantized (quantization_config in config.json); name the "
+            "unquantized one, or a .gguf file"
         )
     return config
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +43,19 @@ if TYPE_CHECKING:
 
 DEFECT = 1
 INTERRUPTED = 130
+_OF_THE_SYSTEM = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR,
+    errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT, errno.EMFILE,
+}  # fmt: skip
+"""Errors that say something of a path or a disk, and nothing of this program."""
 _LOSS_TOKENS = 262_144
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Status: 0 done, 1 some of it failed, 2 wrong input, 130 interrupted.
 
-    A defect raises, which is status 1 too.
+    A defect raises, which is status 1 too. A file that may not be read or written, and memory that
+    is not there, are no defects.
     """
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -69,9 +77,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM or error.filename is None:
+            raise
+        return _refuse(
+            f"{error.filename}: {error.strerror}; choose another place, or mend this one"
+        )
     except Exception as error:
-        if type(error).__name__ == "SAEError":  # named, so that `--help` need not import saes
+        # Both are named, so that `--help` need not import saes or torch.
+        if type(error).__name__ == "SAEError":
             return _refuse(str(error))
+        if type(error).__name__ == "OutOfMemoryError":
+            return _refuse(f"{error}; use --dtype bfloat16, --device-map auto, or a smaller model")
         raise
 
 
@@ -264,17 +281,24 @@ def _loss(args: argparse.Namespace) -> None:
     from interp.corpora import load_text
     from interp.loss import loss
     from interp.models import load
+    from interp.progress import LOG_SECONDS, Progress
     from interp.tokens import tokens
 
     corpus = None
     rows = []
+    warned: set[str] = set()
     for name in families.expand(args.model):
         model = load(name, **load_options(args))
         corpus = corpus or load_text(args.text)  # a wrong model name is answered before reading
         blocks = tokens(corpus, model, n_tokens=args.tokens, split=args.split)
-        result = loss(model, blocks, stride=args.stride)
+        progress = Progress(1.0, patience=LOG_SECONDS)
+        label = f"{name}: loss"
+        result = loss(model, blocks, stride=args.stride, heartbeat=partial(progress.at, label))
+        progress.close(f"{label} of {result.n_tokens:,} tokens")
         for warning in blocks.warnings:
-            print(f"interp: warning: {warning}", file=sys.stderr)
+            if warning not in warned:  # models of one tokenizer share them
+                print(f"interp: warning: {warning}", file=sys.stderr)
+        warned.update(blocks.warnings)
         rows.append(
             {
                 "model": name,

@@ -25,6 +25,9 @@ from interp.cli_parts import (
 if TYPE_CHECKING:
     from interp.store import Store
 
+MAX_THREADS = 1024
+"""Many more, and OpenMP ends the process instead of refusing them."""
+
 
 def add(commands: Any) -> None:
     """The parser of the command."""
@@ -79,16 +82,16 @@ def _capture(args: argparse.Namespace) -> None:
     from interp.store import MANIFEST, open_store
     from interp.tokens import tokens
 
-    if args.threads is not None and args.threads < 1:
-        raise UserError(f"--threads {args.threads}; use 1 or more")
+    if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
+        raise UserError(f"--threads {args.threads}; use 1 to {MAX_THREADS}")
+    if args.batch < 1:
+        raise UserError(f"--batch {args.batch}; use 1 or more")
     if (args.out / MANIFEST).exists() and args.threads is None:
         args.threads = open_store(args.out).manifest.origin.threads
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     model = load(args.model, **load_options(args))
     blocks = tokens(args.text, model, n_tokens=args.tokens, split=args.split)
-    for warning in blocks.warnings:
-        print(f"interp: warning: {warning}", file=sys.stderr)
     recording = prepare(
         model,
         blocks,
@@ -98,10 +101,12 @@ def _capture(args: argparse.Namespace) -> None:
         with_loss=args.loss,
         batch_size=args.batch,
     )
+    recording.require_room(args.out, args.budget)
+    for warning in blocks.warnings:  # of a capture that is not refused
+        print(f"interp: warning: {warning}", file=sys.stderr)
     if args.plan:
         from interp.plan import plan_capture
 
-        recording.require_room(args.out, args.budget)
         print_costs([plan_capture(recording, args.out)], as_json=args.json)
         return
     progress = Progress(len(blocks))

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 USER_ERROR = 2
 DTYPES = ("float32", "bfloat16", "float16")
 MODEL_HELP = "ladder/dNNN, a directory, a .gguf file, a hub name, or hub-name@revision"
-TEXT_HELP = "deps (default), stdlib, a .txt/.jsonl/.parquet file, a folder, or a hub data set"
+TEXT_HELP = (
+    "deps (default), stdlib, a .txt/.jsonl/.parquet file, a folder, or a hub data set as "
+    "name[:config][@revision]"
+)
 
 
 def command(

@@ -89,7 +89,7 @@ class StudyConfig(BaseModel):
 
     chunk_tokens: int = Field(default=65_536, ge=1_024)
     seed: int = Field(default=0, ge=0)
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of a unit; 0 is replaced by the machine's number of cores, at most 8."""
 
     executor: Literal["local", "ray"] = "local"

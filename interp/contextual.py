@@ -152,14 +152,18 @@ class ContextualFitter:
         n_tokens = int(self._pairs.sum())
         if n_tokens < 2 or self._shift is None:
             raise UserError(f"contextual means need at least 2 tokens and got {n_tokens}")
-        data = _Sums(self._pairs, self._token_sums, self._pos_sums, self._squares)
+        # Of a vocabulary of 50,000 a short text has few tokens, and every sweep reads all rows.
+        seen = np.flatnonzero(self._pairs.sum(axis=1))
+        data = _Sums(self._pairs[seen], self._token_sums[seen], self._pos_sums, self._squares)
         plain = _backfit(data, 0.0, 0.0)
         prior_a, prior_b = _prior_counts(data, plain)
         fitted = _backfit(data, prior_a, prior_b)
         scale = 1.0 / data.total_variance if data.total_variance > 0 else 0.0
+        token_mean = torch.zeros(self._token_sums.shape)
+        token_mean[seen] = torch.from_numpy(fitted.a).float()
         return ContextualMeans(
             mean=self._shift + torch.from_numpy(fitted.mu).float(),
-            token_mean=torch.from_numpy(fitted.a).float(),
+            token_mean=token_mean,
             pos_mean=torch.from_numpy(fitted.b).float(),
             variance_share=VarianceShare(
                 token=_spread(data.n_tok, fitted.a) * scale,
@@ -173,7 +177,7 @@ class ContextualFitter:
 
 
 class _Sums:
-    """Everything a fit needs of the data: sums and counts per token, position and pair."""
+    """All a fit needs of the data: sums and counts per token that occurs, position and pair."""
 
     def __init__(self, pairs: sp.csr_array, s_tok: Tensor, s_pos: Tensor, squares: float) -> None:
         # Dense products are many times faster, and small for all but the largest vocabularies.
@@ -191,7 +195,7 @@ class _Sums:
 @dataclass(frozen=True)
 class _Fit:
     mu: np.ndarray  # [d]
-    a: np.ndarray  # [token d], zero where unseen
+    a: np.ndarray  # [token d], of the tokens that occur
     b: np.ndarray  # [position d]
 
 

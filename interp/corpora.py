@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,10 +106,13 @@ class Corpus:
 def load_text(source: str | Path) -> Corpus:
     """Read `deps`, `stdlib`, a text, JSONL or Parquet file, a folder of them, or a hub data set.
 
-    A local path wins over a hub name. Raises UserError for an unknown source, text that is not
-    UTF-8, a JSONL line without a string `text`, or a source without any text.
+    A local path wins over a hub name. A hub name may have a configuration and a revision, as in
+    `allenai/c4:en@main`. Raises UserError for an unknown source, text that is not UTF-8, a JSONL
+    line without a string `text`, or a source without any text.
     """
     name, path = str(source), Path(source).expanduser()
+    if not name.strip():  # as a path it would be the current folder
+        raise UserError(f"the name of the text is empty; {ADVICE}")
     if name == "deps":
         documents, warnings = deps_documents()
         corpus = _corpus(name, documents, warnings)
@@ -126,9 +129,11 @@ def load_text(source: str | Path) -> Corpus:
         return _corpus(name, folder_documents(path))
     if path.is_file():
         return _corpus(name, file_documents(path, path.name))
-    if path.suffix in SUFFIXES or not hub.is_name(name):
+    repository, revision = _cut(name, "@")
+    repository, configuration = _cut(repository, ":")
+    if path.suffix in SUFFIXES or not hub.is_name(repository):
         raise UserError(f"{name}: no such file or folder; {ADVICE}")
-    return _corpus(name, _hub_documents(name))
+    return _corpus(name, *_hub_documents(name, repository, configuration, revision))
 
 
 def deps_documents() -> tuple[list[Document], list[str]]:
@@ -210,23 +215,38 @@ def _order(name: str) -> bytes:
     return hashlib.blake2b(name.encode(), digest_size=8).digest()
 
 
-def _hub_documents(name: str) -> Iterator[Document]:
-    hub.require(name, "dataset", otherwise=ADVICE)
+def _cut(name: str, mark: str) -> tuple[str, str | None]:
+    """What stands before the mark and after it; None without one."""
+    before, found, after = name.partition(mark)
+    return before, after if found else None
+
+
+def _hub_documents(
+    name: str, repository: str, configuration: str | None, revision: str | None
+) -> tuple[list[Document], list[str]]:
+    """The first 256 MiB of the data set, and a warning when there was more."""
+    hub.require(repository, "dataset", otherwise=ADVICE, revision=revision)
     import datasets
 
+    documents: list[Document] = []
     try:
-        stream = datasets.load_dataset(name, split="train", streaming=True)
+        stream = datasets.load_dataset(
+            repository, configuration, revision=revision, split="train", streaming=True
+        )
         total = 0
         for number, row in enumerate(stream):
+            if total > MAX_HUB_BYTES:
+                return documents, [
+                    f"{name}: read up to row {number:,}, {total:,} bytes; the rest is left out"
+                ]
             if not isinstance(row.get("text"), str):
                 raise UserError(
-                    f'{name}: the data set has no column "text" (it has {", ".join(row)}); '
+                    f'{name}: row {number} has no "text" (it has {", ".join(row)}); '
                     "export the text to a .jsonl file and name that"
                 )
-            yield from pieces(f"{name}#{number}", row["text"])
-            total += len(row["text"])
-            if total > MAX_HUB_BYTES:
-                return
+            documents += pieces(f"{name}#{number}", row["text"])
+            total += len(row["text"].encode())
+        return documents, []
     except UserError:
         raise
     except Exception as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,11 +119,40 @@ def resolve(hook_points: Sequence[str | HookPoint] | str | HookPoint, hf: Any) -
     return points
 
 
+def kinds(hf: Any) -> list[str]:
+    """The kinds that the model computes, in the order of a block."""
+    found = []
+    for kind in KINDS:
+        with suppress(UserError):
+            _site(hf, HookPoint(kind, 0))
+            found.append(kind)
+    return found
+
+
+def sums(hf: Any, layer: int) -> list[tuple[HookPoint, tuple[HookPoint, ...]]]:
+    """Which tensors of a block are sums of which others; none where norms follow the additions."""
+    pre, attn, mid, mlp, post = (HookPoint(kind, layer) for kind in KINDS)
+    if _is_post_norm(hf):
+        return []
+    if _is_parallel(hf):
+        return [(post, (pre, attn, mlp))]
+    return [(mid, (pre, attn)), (post, (mid, mlp))]
+
+
+def _is_parallel(hf: Any) -> bool:
+    """Whether attention and MLP read the same stream and are added together."""
+    return getattr(hf.config, "use_parallel_residual", False)
+
+
+def _is_post_norm(hf: Any) -> bool:
+    return not getattr(hf.config, "do_layer_norm_before", True)
+
+
 def blocks(hf: Any) -> nn.ModuleList:
     """The transformer blocks: the outermost ModuleList as long as the model is deep."""
     n_layers = hf.config.num_hidden_layers
     for module in hf.base_model.modules():  # outermost first
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers > 0:
             return module
     raise UserError(
         f"{type(hf).__name__}: cannot tell which modules are its {n_layers} blocks; "
@@ -139,12 +168,12 @@ def _site(hf: Any, point: HookPoint) -> _Site:
             f"{', '.join(architectures())}"
         )
     if point.kind == "resid_mid":
-        if getattr(hf.config, "use_parallel_residual", False):
+        if _is_parallel(hf):
             raise UserError(
                 f"{point}: this {architecture} adds attention and MLP in parallel, so there is "
                 "no stream between them; use resid_pre or resid_post"
             )
-        if not getattr(hf.config, "do_layer_norm_before", True):
+        if _is_post_norm(hf):
             raise UserError(
                 f"{point}: this {architecture} normalises after each addition, so the stream "
                 "between attention and MLP is not raw; use resid_pre or resid_post"

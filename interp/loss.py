@@ -7,6 +7,7 @@ token does, so both units divide the same sum.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,10 +58,14 @@ class LossResult:
 
 
 class LossSums:
-    """Sums per document, accumulated in float64; feed it any pieces in any order."""
+    """Sums per document, accumulated in float64; feed it any pieces in any order.
 
-    def __init__(self) -> None:
+    `model` is named where a loss is refused.
+    """
+
+    def __init__(self, model: str = "the model") -> None:
         self._sums = np.zeros((3, 0))
+        self._model = model
 
     def update(
         self,
@@ -69,17 +74,15 @@ class LossSums:
         doc_ids: Int[Tensor, "*shape"],
         n_bytes: Int[Tensor, "*shape"],
     ) -> None:
-        """Add tokens: `nll` in nats, `n_bytes` of each token. What is no target is ignored."""
+        """Add tokens: `nll` in nats, `n_bytes` of each token. What is no target is ignored.
+
+        Raises UserError as `require_finite` does.
+        """
         mask = is_target.numpy()
         docs = doc_ids.numpy()[mask]
         if docs.size == 0:
             return
-        if not torch.isfinite(nll[is_target]).all():
-            first = int(docs[~torch.isfinite(nll[is_target]).numpy()][0])
-            raise UserError(
-                f"the loss is not finite, first in document {first}; check the checkpoint or use "
-                "float32"
-            )
+        require_finite(nll, is_target, doc_ids, self._model)
         size = max(self._sums.shape[1], int(docs.max()) + 1)
         grown = np.zeros((3, size))
         grown[:, : self._sums.shape[1]] = self._sums
@@ -120,6 +123,21 @@ class LossSums:
             document_nats=torch.from_numpy(sums[0]),
             document_tokens=torch.from_numpy(sums[1]),
             document_bytes=torch.from_numpy(sums[2]),
+        )
+
+
+def require_finite(
+    nll: Float[Tensor, "*shape"],
+    is_target: Bool[Tensor, "*shape"],
+    doc_ids: Int[Tensor, "*shape"],
+    model: str,
+) -> None:
+    """Raise UserError, with the first document, where a target's loss is NaN or infinite."""
+    bad = doc_ids[is_target & ~torch.isfinite(nll)]
+    if bad.numel():
+        raise UserError(
+            f"{model}: the loss is not finite, first in document {int(bad[0])}; check the "
+            "checkpoint or use float32"
         )
 
 
@@ -193,6 +211,7 @@ def loss(
     batch_size: int = 32,
     generator: np.random.Generator | None = None,
     n_resamples: int = N_RESAMPLES,
+    heartbeat: Callable[[float], None] | None = None,
 ) -> LossResult:
     """The model's loss on token blocks, in nats per token and per byte.
 
@@ -200,18 +219,21 @@ def loss(
     included: from half a context on average. With a `stride`, windows of a block's length begin
     every `stride` tokens of the same text and only what a window adds is counted, so that each
     token has at least n_ctx - stride tokens before it (as far as there are any), at n_ctx / stride
-    times the cost. Bytes make models with different tokenizers comparable.
+    times the cost. Bytes make models with different tokenizers comparable. `heartbeat` hears after
+    every batch what share is done.
 
     Raises UserError for a stride that is not from 1 to n_ctx - 1.
     """
     ids, counts, doc_ids, n_bytes = _windows(tokens, stride)
-    sums = LossSums()
+    sums = LossSums(model.name)
     for start in range(0, len(ids), batch_size):
         batch = slice(start, start + batch_size)
         with torch.inference_mode():
             on_device = ids[batch].to(model.device, torch.int64)
             nll = block_nll(model, model.final_hidden(on_device), on_device).cpu()
         sums.update(nll, counts[batch], doc_ids[batch], n_bytes[batch])
+        if heartbeat is not None:
+            heartbeat(min(batch.stop / len(ids), 1.0))
     return sums.result(generator=generator, n_resamples=n_resamples)
 
 

@@ -136,6 +136,7 @@ class Measurement:
             "loss_ci_nats_per_token": result.ci_nats_per_token,
             "loss_ci_nats_per_byte": result.ci_nats_per_byte,
             "loss_tokens": result.n_tokens,
+            "parity_error": model.parity_error,
             "weights_sha256": model.weights_sha256,
             "tokens_sha256": blocks.sha256,
             "provenance": provenance(self.corpus.sha256),

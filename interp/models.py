@@ -15,7 +15,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp import checkpoints, gguf_file, hook_points, hub, jupyter, ladder, parity, pretrained
+from interp import (
+    checkpoints,
+    families,
+    gguf_file,
+    hook_points,
+    hub,
+    jupyter,
+    ladder,
+    parity,
+    pretrained,
+)
 from interp.errors import UserError
 
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -198,7 +208,7 @@ def list_models() -> list[ModelInfo]:
             found.append(
                 _describe(name, folder, checkpoints.read_config(folder, name)["model_type"])
             )
-        except UserError:  # a partial download, or an architecture we do not read
+        except Exception:  # a partial download, an architecture or a config that cannot be read
             continue
     return found
 
@@ -237,14 +247,17 @@ def _find(name: str) -> _Place:
             raise UserError(f"no ladder model {name!r}; there are: {', '.join(shipped)}")
         return _Place(Path(ladder.checkpoint_path(name)), Path(ladder.tokenizer_path()))
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name.strip() and path.is_dir():
         return _Place(path, path)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise UserError(f"{name}: no such file; {checkpoints.ADVICE}")
         return _Place(path.parent, path.parent, path)
     if path.is_file():
         raise UserError(f"{name}: is a file; name the directory that holds config.json, or a .gguf")
+    if name in families.names() and name not in families.members(name):
+        members = ", ".join(families.members(name))
+        raise UserError(f"{name} is a family of models; name one of them: {members}")
     repository, _, revision = name.partition("@")
     if not hub.is_name(repository) or (revision == "" and "@" in name):
         raise UserError(f"{name}: no such directory; {checkpoints.ADVICE}")
@@ -255,17 +268,30 @@ def _find(name: str) -> _Place:
 def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
+    otherwise = checkpoints.ADVICE
     cached = hub.cached_file(name, "config.json", "model", revision=revision)
-    if cached is not None and any(Path(cached).parent.glob("*.safetensors")):
-        return Path(cached).parent
-    hub.require(name, "model", revision=revision, otherwise=checkpoints.ADVICE)
+    if cached is not None:
+        folder = Path(cached).parent
+        try:
+            checkpoints.weight_files(folder, name)
+            checkpoints.require_tokenizer_files(folder, name)
+            return folder
+        except UserError as error:  # a download that was interrupted goes on
+            otherwise = f"the hub's cache holds a part of it ({error})"
+    hub.require(name, "model", revision=revision, otherwise=otherwise)
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:120]
         raise UserError(
             f"downloading {name!r} stopped ({type(error).__name__}: {reason}); try again"
         ) from error
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"the hub's {name} has no safetensors, and pickled weights are not read; pin a "
+            f"revision that has them ({name}@refs/pr/N, where the hub has converted it)"
+        )
+    return folder
 
 
 def _cached_on_hub() -> Iterator[tuple[str, Path]]:
@@ -289,7 +315,8 @@ def _check_device(device: str | torch.device) -> None:
         kind = ""
     if kind not in ("cpu", "cuda", "mps"):
         raise UserError(f"unknown device {str(device)!r}; use cpu, cuda or mps")
-    if (kind == "cuda" and not torch.cuda.is_available()) or (
+    index = torch.device(device).index or 0
+    if (kind == "cuda" and index >= torch.cuda.device_count()) or (
         kind == "mps" and not torch.backends.mps.is_available()
     ):
         raise UserError(f"device {str(device)!r} is not available here; use cpu")

@@ -1,23 +1,25 @@
 """A checked folder of safetensors -> a transformers model and tokenizer, completely or not at all.
 
-A checkpoint that does not fill the architecture exactly is refused rather than completed with
-random weights, which transformers would do with a log line.
+A checkpoint that does not fill the architecture exactly is refused: transformers would complete it
+with random weights, or leave out layers that config.json does not speak of, with a log line.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from interp.errors import UserError
 
-_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, IndexError, SafetensorError)
+_IN_A_BLOCK = re.compile(r"(^|\.)(h|layers)\.\d+\.")
+_BUFFER = re.compile(r"\.(attn|attention)\.(masked_)?bias$|\.inv_freq$")
+"""Masks and rotary frequencies, which old checkpoints hold and models compute."""
 
 
 def read_weights(
@@ -30,7 +32,8 @@ def read_weights(
 ) -> Any:
     """The causal language model in `folder`, in `dtype`; sdpa attention where there is one.
 
-    `options` go to `from_pretrained`. Raises UserError for what does not load or lacks tensors.
+    `options` go to `from_pretrained`. Raises UserError for what does not load, lacks tensors, or
+    has some in its blocks that the architecture makes no use of.
     """
     from transformers import AutoModelForCausalLM
 
@@ -47,7 +50,7 @@ def read_weights(
                 device_map=device_map,
                 **options,
             )
-    except _ERRORS as error:
+    except Exception as error:  # a wrong config.json ends in errors of any kind
         raise UserError(
             f"{name}: {folder} does not load ({_reason(error, 160)}); copy the checkpoint again"
         ) from error
@@ -58,7 +61,18 @@ def read_weights(
             f"{name}: the checkpoint in {folder} lacks {len(wrong)} tensors of its architecture "
             f"({wrong[0]}, ...); copy the checkpoint again"
         )
+    unused = _unused(map(str, report["unexpected_keys"]))
+    if unused:
+        raise UserError(
+            f"{name}: {len(unused)} tensors of the checkpoint in {folder} have no place in the "
+            f"architecture of its config.json ({unused[0]}, ...); copy both again"
+        )
     return hf
+
+
+def _unused(surplus: Iterable[str]) -> list[str]:
+    """Of the names without a place: weights of blocks. A trainer's extra head changes nothing."""
+    return sorted(x for x in surplus if _IN_A_BLOCK.search(x) and not _BUFFER.search(x))
 
 
 def read_tokenizer(folder: Path, name: str, **options: Any) -> Any:

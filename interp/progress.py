@@ -13,12 +13,21 @@ LOG_SECONDS = 15.0
 class Progress:
     """Work done out of a known total, in any unit; prints to `stream` (stderr by default).
 
-    Work finished before this process started counts as done, and not towards the speed.
+    Work finished before this process started counts as done, and not towards the speed. Work that
+    is over within `patience` seconds is not spoken of.
     """
 
-    def __init__(self, total: float, *, stream: TextIO | None = None, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        total: float,
+        *,
+        stream: TextIO | None = None,
+        quiet: bool = False,
+        patience: float = 0.0,
+    ) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._quiet = quiet
+        self._patience = patience
         self._live = self._stream.isatty()
         self._total = max(total, 1e-9)
         self._skipped = 0.0
@@ -60,7 +69,8 @@ class Progress:
 
     def close(self, message: str) -> None:
         """The last line."""
-        self.note(message)
+        if not self._patience or self._printed:
+            self.note(message)
 
     @property
     def seconds_left(self) -> float | None:
@@ -75,6 +85,8 @@ class Progress:
         now = time.monotonic()
         pause = 0.2 if self._live else LOG_SECONDS
         if self._quiet or (not force and now - self._printed < pause):
+            return
+        if now - self._started < self._patience:
             return
         self._printed = now
         share = min((self._skipped + self._done + self._current) / self._total, 1.0)

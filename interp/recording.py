@@ -50,8 +50,9 @@ SPARE_BYTES = 256 * 1024 * 1024
 
 _LIBRARIES = ("torch", "transformers", "safetensors")
 _CODE = ("capture", "hook_points", "loss", "models", "recording", "sinks", "tokens")
-# Names are for the reader of the manifest; the hashes beside them say what was really used.
+# Names are for the reader of the manifest; the hashes say what was really used.
 _NOT_COMPARED = {"model", "text"}
+_HASHES = {"weights_sha256", "tokens_sha256", "code_sha256", "versions"}
 
 
 @dataclass(frozen=True)
@@ -169,10 +170,11 @@ def record(
 
     With `repair`, shards that fail their checksums are captured again first. Raises UserError, and
     leaves what is whole, when `out` holds another capture or someone else's files, another process
-    writes there, the bytes would exceed the budget or the disk, or activations are not finite.
+    writes there, a finished shard is gone or cut short, the bytes would exceed the budget or the
+    disk, or activations are not finite.
     """
     out = Path(out)
-    fresh = _require_ours(out)
+    existed, fresh = out.exists(), _require_ours(out)
     recording.require_room(out, budget_bytes)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -183,11 +185,14 @@ def record(
             writer = _Writer.begin(recording, out)
             if repair:
                 writer.repair()
+            Store(out, writer.manifest).require_files()
             writer.finish(budget_bytes, heartbeat)
         except UserError:
-            # Bad activations in the very first shard: leave no folder behind that blocks a retry.
+            # Bad activations in the very first shard: leave nothing behind that blocks a retry.
             if fresh and not any(out.glob("acts-*.safetensors")):
-                shutil.rmtree(out)
+                _clear(out)
+                if not existed:
+                    out.rmdir()
             raise
     return open_store(out)
 
@@ -347,8 +352,16 @@ def _require_ours(out: Path) -> bool:
     return True
 
 
+def _clear(folder: Path) -> None:
+    """Remove what a writer made in a folder that was new or empty."""
+    for made in ("tokens", "positions"):
+        shutil.rmtree(folder / made, ignore_errors=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
 def _require_same(held: Origin, wanted: Origin, out: Path) -> None:
-    for field in Origin.model_fields:
+    # Hashes last: that another number of tokens was asked for says more than another hash of them.
+    for field in sorted(Origin.model_fields, key=lambda name: name in _HASHES):
         if field not in _NOT_COMPARED and getattr(held, field) != getattr(wanted, field):
             raise UserError(
                 f"{out} holds another capture ({field} is {getattr(held, field)} there, "

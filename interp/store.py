@@ -177,6 +177,13 @@ class Store:
         """Numbers of the shards whose files are missing or not as the manifest says."""
         return [n for n in range(len(self.manifest.shards)) if not self._is_sound(n)]
 
+    def require_files(self) -> None:
+        """Raise UserError for a shard that is missing or cut short; without reading any."""
+        for number, record in enumerate(self.manifest.shards):
+            files = (acts_file(self.path, number), positions_file(self.path, number))
+            if sum(f.stat().st_size for f in files if f.is_file()) != record.n_bytes:
+                raise self._damage(number)
+
     def shard(self, number: int, hook_points: Sequence[str] | None = None) -> Rows:
         """The rows of one shard, checked against its checksums when it is first read.
 
@@ -242,7 +249,7 @@ class Store:
         """The model's loss over the captured blocks. Raises UserError when none was stored."""
         if not self.manifest.origin.with_loss:
             raise UserError(f"{self.path} was captured without the loss; capture with --loss")
-        sums = LossSums()
+        sums = LossSums(self.manifest.origin.model)
         for number, record in enumerate(self.manifest.shards):
             self._check(number)
             part = self.tokens[record.first_block : record.first_block + record.n_blocks]
@@ -252,11 +259,14 @@ class Store:
 
     def _check(self, number: int) -> None:
         if number not in self._sound and not self._is_sound(number):
-            raise UserError(
-                f"{acts_file(self.path, number)}: this shard is missing or damaged; run the same "
-                "`interp capture` line again with --repair"
-            )
+            raise self._damage(number)
         self._sound.add(number)
+
+    def _damage(self, number: int) -> UserError:
+        return UserError(
+            f"{acts_file(self.path, number)}: this shard is missing or damaged; run the same "
+            "`interp capture` line again with --repair"
+        )
 
     def _is_sound(self, number: int) -> bool:
         record = self.manifest.shards[number]

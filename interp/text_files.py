@@ -34,7 +34,7 @@ def file_documents(path: Path, name: str) -> Iterator[Document]:
         yield from _parquet_documents(path, name)
         return
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")  # a byte-order mark is no text
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: not UTF-8 text (byte {error.start}); convert it or name another source"
@@ -47,13 +47,27 @@ def file_documents(path: Path, name: str) -> Iterator[Document]:
             continue
         try:
             value = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f'{path}: line {number} is no JSON object with a "text"; write one object a line'
             ) from error
         if not isinstance(value, str):
             raise UserError(f'{path}: line {number}: "text" is no string; quote it')
+        if not _is_unicode(value):
+            raise UserError(
+                f'{path}: line {number}: "text" has half of a surrogate pair (\\ud800 to \\udfff), '
+                "which no UTF-8 can hold; drop the line"
+            )
         yield from pieces(f"{name}#{number}", value)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be encoded: JSON's escapes can spell halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parquet_documents(path: Path, name: str) -> Iterator[Document]:

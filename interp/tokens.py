@@ -131,7 +131,7 @@ def tokens(
     if not rows:
         raise UserError(
             f"{corpus.name}: none of its {len(corpus)} documents falls in split {split!r}; "
-            "use a larger text or another seed"
+            "use a larger text, another seed, or split all"
         )
     key = _key(corpus, model, n_tokens, split, seed, block_size)
     columns = token_cache.read(key)

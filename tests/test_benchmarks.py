@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -135,6 +136,34 @@ def test_capture_on_a_tiny_model(
     table = (tmp_path / "table.md").read_text()
     assert table.count("ladder/d032, ") == 2
     assert "R_loss, RAM" in table
+
+
+def test_memory_of_capture_on_a_tiny_model(
+    capture_benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In this process and not in fresh ones, so that peaks mean little; the rest is the same."""
+
+    def here(line: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", line[1:])
+            found = capture_benchmark._one_memory(capture_benchmark._arguments())
+        found["peak_bytes"] += 2**20  # so small a capture need not raise the peak at all
+        return subprocess.CompletedProcess(line, 0, stdout=json.dumps(found))
+
+    line = ["capture.py", "--model", "ladder/d032", "--n-ctx", "8", "--only", "memory"]
+    monkeypatch.setattr(sys, "argv", [*line, "--out", str(tmp_path), "--threads", "0"])
+    monkeypatch.setattr(capture_benchmark, "POINT_BYTES", 3 * 8 * 32 * 4)
+    monkeypatch.setattr(capture_benchmark, "subprocess", SimpleNamespace(run=here))
+    capture_benchmark.main()
+    [memory] = capture_benchmark.table.results(tmp_path)
+    assert memory["chunk_tokens"] == 3 * 8
+    assert memory["n_tokens_of"] == [72, 288, 1152]
+    assert [len(peaks) for peaks in memory["peak_bytes"].values()] == [3, 3]
+    assert memory["peak_bytes"].keys() == {"ram", "disk"}
+    memory["peak_bytes"] = {"ram": [2**20, 2**20, 2**20 + 1080 * 13]}
+    text = capture_benchmark.table.markdown([memory])
+    assert "| to ram | 1.0 | 1.0 | 1.0 | 1.01 | 13 |" in text
+    assert "A token's activations are 512 bytes" in text
 
 
 def test_a_missed_target_is_said(capture_benchmark: ModuleType) -> None:

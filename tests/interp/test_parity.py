@@ -147,6 +147,30 @@ def test_a_wrong_site_is_refused_and_named(saved: Any, monkeypatch: pytest.Monke
     assert re.search(r"blocks\.0\.hook_resid_post differs from transformers by \S+", message)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "site", "complaint"),
+    [
+        ("llama", "attn_out", ("mlp", "output"), "resid_mid"),
+        ("gpt2", "mlp_out", ("attn", "output"), "resid_post"),
+        ("gpt2", "resid_mid", ("mlp", "input"), "resid_mid"),
+        ("gpt_neox", "attn_out", ("mlp", "output"), "resid_post"),
+        ("opt", "mlp_out", ("fc1", "input"), "resid_post"),
+    ],
+)
+def test_a_wrong_site_inside_a_block_is_refused(
+    saved: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    kind: str,
+    site: tuple[str, str],
+    complaint: str,
+) -> None:
+    sites = hook_points._ARCHITECTURES[name] | {kind: hook_points._Site(*site)}
+    monkeypatch.setitem(hook_points._ARCHITECTURES, name, sites)
+    message = refused(saved(name))
+    assert f"blocks.0.hook_{complaint} differs from the sum of its parts by" in message
+
+
 def test_a_wrong_loss_is_refused(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """By 1e-4 of a nat: ten times the tolerance."""
 
@@ -180,5 +204,10 @@ def test_a_model_that_is_not_finite_is_left_to_capture_which_names_the_document(
     blocks = tokens(text_folder, model)
     with pytest.raises(UserError, match=r"blocks\.1\.hook_resid_post.*document 0 "):
         list(capture(model, blocks, "resid_post"))
-    with pytest.raises(UserError, match="the loss is not finite, first in document 0"):
+    with pytest.raises(UserError, match=f"{model.name}: the loss is not finite, first in doc.* 0"):
         loss(model, blocks)
+    # The loss comes from later layers than what is captured; a store must not hold it.
+    refusal = pytest.raises(UserError, match="the loss is not finite, first in document 0")
+    list(capture(model, blocks, "blocks.0.hook_resid_post"))
+    with refusal:
+        list(capture(model, blocks, "blocks.0.hook_resid_post", with_loss=True))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import time
+
+import pytest
 
 from interp.progress import Progress
 
@@ -49,6 +52,21 @@ def test_quiet_prints_nothing() -> None:
     progress.finish(1.0)
     progress.close("done")
     assert log.getvalue() == ""
+
+
+def test_short_work_is_not_spoken_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    log = io.StringIO()
+    progress = Progress(1.0, stream=log, patience=9.0)
+    now += 8
+    progress.at("one", 0.5)
+    progress.close("done")
+    assert log.getvalue() == ""
+    now += 2
+    progress.at("one", 0.9)
+    progress.close("done")
+    assert [line.split()[0] for line in log.getvalue().splitlines()] == ["90%", "done"]
 
 
 def test_a_part_settles_what_its_pieces_did_not_add_up_to() -> None:

@@ -291,9 +291,23 @@ def test_a_damaged_shard_is_named_and_captured_again(
     store.shard(0)
     with pytest.raises(UserError, match=r"acts-000001\.safetensors.*--repair"):
         list(store.rows())
-    stored(out)  # without being asked it repairs nothing
+    # Without being asked it repairs nothing, and calls nothing finished that is not.
+    with pytest.raises(UserError, match=r"acts-000002\.safetensors.*--repair"):
+        stored(out)
     assert open_store(out).damaged() == [1, 2, 3]
     assert stored(out, into={"repair": True}).damaged() == []
+    assert files(out) == whole
+
+
+def test_a_missing_shard_is_not_passed_over(
+    stored: Any, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "s"
+    for file in (acts_file(out, 0), positions_file(out, 0)):
+        file.unlink()
+        with pytest.raises(UserError, match=r"acts-000000\.safetensors.*--repair"):
+            stored(out)
+    stored(out, into={"repair": True})
     assert files(out) == whole
 
 
@@ -356,8 +370,11 @@ def test_another_capture_is_refused_by_its_first_difference(
     other = dataclasses.replace(tiny_model, weights_sha256="0")
     with pytest.raises(UserError, match="weights_sha256"):
         recorded(other, tiny_tokens, out)
-    with pytest.raises(UserError, match="tokens_sha256"):
+    with pytest.raises(UserError, match="n_blocks is 8 there, 2 here"):
         recorded(tiny_model, tiny_tokens[:2], out)
+    ids = tiny_tokens.ids.roll(1)
+    with pytest.raises(UserError, match="tokens_sha256"):
+        recorded(tiny_model, dataclasses.replace(tiny_tokens, ids=ids), out)
     assert files(out) == before
     moved = dataclasses.replace(tiny_model, name="the same model elsewhere")
     recorded(moved, tiny_tokens, out)
@@ -485,6 +502,10 @@ def test_bad_activations_leave_no_folder_behind(
     with pytest.raises(UserError, match=r"blocks\.0\.hook_resid_pre.*document 0 "):
         recorded(model, tiny_tokens, tmp_path / "s")
     assert not (tmp_path / "s").exists()
+    (tmp_path / "s").mkdir()  # a folder that was there stays, empty
+    with pytest.raises(UserError, match=r"blocks\.0\.hook_resid_pre.*document 0 "):
+        recorded(model, tiny_tokens, tmp_path / "s")
+    assert list((tmp_path / "s").iterdir()) == []
 
 
 def test_values_beyond_float16_are_refused_and_not_stored_as_infinity(

@@ -85,6 +85,8 @@ def test_a_finished_study_has_every_artifact(run: Run, config: StudyConfig) -> N
     assert not list(run.path.rglob("*.partial"))
     assert not list(run.path.rglob("training")), "training state is dropped once measured"
     assert run.config == config
+    facts = json.loads((run.path / "models.json").read_text())
+    assert [0 <= model["parity_error"] <= 1e-5 for model in facts] == [True] * 4
 
 
 def test_every_cell_of_the_plan_was_measured(run: Run, config: StudyConfig) -> None:
