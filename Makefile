@@ -19,7 +19,7 @@ study: $(READY)
 	$(BIN)/interp study quick --out $(OUT)
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff format --check .
