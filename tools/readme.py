@@ -71,15 +71,24 @@ def supported() -> str:
 def speed() -> str:
     """Training speed and quality against other libraries, from committed runs of the benchmark."""
     folder = ROOT / "results" / "sae_training"
+    two_cores, one_core = folder / "two_cores" / "table.json", folder / "table.json"
     parts = [
         _speed_table(json.loads(file.read_text()), file.parent.relative_to(ROOT).as_posix())
-        for file in (folder / "table.json", folder / "two_cores" / "table.json")
+        for file in (two_cores, one_core)
         if file.exists()
-    ]
+    ][:1]
+    if two_cores.exists() and one_core.exists():
+        parts.append(
+            "On one core, in CPU time, with peak memory and where the time goes: "
+            "[`results/sae_training/table.md`](results/sae_training/table.md)."
+        )
     equal = folder / "equal_training" / "table.json"
     if equal.exists():
         parts.append(_equal_training(json.loads(equal.read_text())))
     return "\n\n".join(parts) or "*(no committed run yet)*"
+
+
+_CLOCKS = {"cpu": "CPU", "wall": "wall"}
 
 
 def _speed_table(table: dict[str, Any], folder: str) -> str:
@@ -99,11 +108,14 @@ def _speed_table(table: dict[str, Any], folder: str) -> str:
     cores = f"{table['cores']} core{'s' if table['cores'] > 1 else ''}"
     threads = " and ".join(map(str, table.get("threads", [1])))
     best = f", each at its best of {threads} threads" if threads != "1" else ""
+    told = "Which targets are missed"
+    if table["cores"] == 1:
+        told += ", and where the time goes"
     return (
         "\n".join(lines) + f"\n\n`{table['command']}`, {cores} of {table['cpu']}, "
-        f"{table['clock'].upper()} time, peers in float32{best}. {table['note']} Where the time "
-        f"goes and which targets are missed: [`{folder}/table.md`]({folder}/table.md)."
-    )
+        f"{_CLOCKS[table['clock']]} time, peers in float32{best}. {table['note']} {told}: "
+        f"[`{folder}/table.md`]({folder}/table.md)."
+    ).replace(".  ", ". ")
 
 
 def _equal_training(table: dict[str, Any]) -> str:
