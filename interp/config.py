@@ -78,8 +78,8 @@ class StudyConfig(BaseModel):
     the largest k allowed, d_model / 4; at 0.2 the twins up to width 96 would not reach it."""
     pilot_ks: tuple[int, ...] = (2, 4, 8, 12, 16, 24, 32)
     confirm_k: bool = False
-    """Where the headline rests, train one SAE at the k of the pilots and at either neighbour for as
-    long as the main ones, and keep the nearest: pilots end at a higher FVU than these."""
+    """Where the headline rests, train one SAE at the k of the pilots and at either neighbour on
+    `sae_tokens`, and keep the nearest: pilots end at a higher FVU than longer runs."""
     other_k_rules: tuple[KRule, ...] = ()
     """Sensitivity to k, at the primary layer, stream and first size: beside the k that reaches
     `target_fvu`, a constant one (`constant_k`) or one in proportion (d_model / 8)."""
@@ -173,11 +173,11 @@ _RESULT: dict[str, Any] = {
     "n_seeds": 5,
     "loss_tokens": 1_048_576,
     "means_tokens": 2_097_152,
-    "sae_tokens": 8_388_608,
+    "sae_tokens": 4_194_304,
     "held_out_tokens": 262_144,
     "pilot_tokens": 2_097_152,
-    # Twice the others: at 8.4 million the counts at half depth still grew by 5 to 8% with the last
-    # doubling at most widths, and pilots left FVU up to 0.025 from its target.
+    # At 8.4 million the counts at half depth still grew by 5 to 8% with the last doubling at most
+    # widths, and pilots left FVU up to 0.025 from its target. Nothing rests on the other counts.
     "primary_sae_tokens": 16_777_216,
     "confirm_k": True,
 }

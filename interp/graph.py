@@ -190,7 +190,7 @@ class Graph:
             n_pilots = len(pilot_ks(config, d_model))
             costs = {s: sae_cost(d_model, s.d_sae) for s in groups if s.k_rule == "fvu"}
             confirming = sum(
-                3 * sae_tokens(config, spot) * cost
+                3 * config.sae_tokens * cost
                 for spot, cost in costs.items()
                 if config.confirm_k and spot.headline
             )
@@ -224,7 +224,7 @@ class Graph:
                      "splice_tokens"),
         }[unit.kind]  # fmt: skip
         if unit.kind == "pilots" and self.config.confirm_k:
-            fields += ("sae_tokens", "primary_sae_tokens")
+            fields += ("sae_tokens",)
         found: dict[str, Any] = dict(provenance(self.sources.text_sha256))
         found["config_sha256"] = source.config_sha256
         found["tokenizer_sha256"] = source.tokenizer_sha256

@@ -64,7 +64,7 @@ class HeldOut:
 
 
 def pilot_rows(pilot: Mapping[str, Any]) -> list[Row]:
-    """FVU of each pilot, and of those trained at full length to confirm k."""
+    """FVU of each pilot, and of those that confirm k."""
     return [
         {"quantity": "fvu", "value": fvu, "k": k, "seed": 0, "role": role}
         for role, found in (("pilot", pilot), ("confirming", pilot.get("confirmed")))

@@ -152,7 +152,8 @@ def _model_cost(config: StudyConfig, model: Model, control: str, speed: dict[int
     contextual = {spot.layer for spot in groups if spot.about == "contextual"}
     longest = max(sae_tokens(config, spot) for spot in groups)
     core_tokens = (
-        longest * (2 if config.confirm_k else 1)
+        longest
+        + config.sae_tokens * config.confirm_k
         + config.pilot_tokens
         + config.means_tokens * bool(contextual)
         + len(groups) * config.held_out_tokens
@@ -206,7 +207,7 @@ def _sae_tokens(config: StudyConfig, spot: Spot, d_model: int) -> float:
     budget = sae_tokens(config, spot)
     found = config.n_seeds * budget * (1 + _HALF_RUN * config.check_convergence)
     if config.confirm_k and spot.headline:
-        found += len(candidate_ks(2, d_model)) * budget
+        found += len(candidate_ks(2, d_model)) * config.sae_tokens
     return found + len(pilot_ks(config, d_model)) * config.pilot_tokens * (spot.k_rule == "fvu")
 
 

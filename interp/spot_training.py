@@ -16,14 +16,13 @@ from interp.models import Model
 from interp.packing import choose_k
 from interp.progress import Progress
 from interp.spots import (
-    MAIN,
+    WARM_UP,
     Spot,
     candidate_ks,
     largest_k,
     pilot_ks,
     sae_config,
     sae_cost,
-    seed_configs,
 )
 from interp.streams import Rows, Streams
 from interp.tokens import TokenBlocks
@@ -54,7 +53,7 @@ class SpotTraining:
     ) -> dict[Spot, Pilot]:
         """The k of spots by the FVU rule (SCIENCE section 4), from one-seed pilots.
 
-        checkpoints: of those that confirm k, which train as long as the main SAEs.
+        checkpoints: of those that confirm k.
         """
         d_model = self.model.d_model
         ks = pilot_ks(self.config, d_model)
@@ -77,14 +76,17 @@ class SpotTraining:
     def _confirm(
         self, pilots: Mapping[Spot, Pilot], held_out: TokenBlocks, checkpoints: Path
     ) -> None:
-        """Settle k where the headline rests, among neighbours trained as long as the main SAEs."""
+        """Settle k where the headline rests, among neighbours trained longer than the pilots."""
         d_model = self.model.d_model
         candidates = {
-            seed_configs(self.config, d_model, spot, k)[MAIN][0]: (spot, k)
+            sae_config(
+                self.config, d_model, spot, k,
+                seed=0, n_tokens=self.config.sae_tokens, lr_warmup_fraction=WARM_UP,
+            ): (spot, k)
             for spot, pilot in pilots.items()
             if spot.headline
             for k in candidate_ks(pilot["k"], d_model)
-        }
+        }  # fmt: skip
         if not candidates:
             return
         fitted = self._train("k to confirm,", list(candidates), checkpoints)

@@ -171,7 +171,7 @@ def test_the_sensitivity_to_k_stands_beside_the_rule(run: Run, config: StudyConf
 
 
 def test_the_headline_trains_longer_at_a_confirmed_k(config: StudyConfig, tmp_path: Path) -> None:
-    """Up to three candidates of the full length; the seeds have the nearest; the rest is short."""
+    """Up to three candidates; the seeds have the nearest; the rest is short."""
     model = config.models[-1]
     longer = {"models": (model,), "twins": (model,), "shuffled": (), "gaussian": ()}
     longer |= {"primary_sae_tokens": 12_288, "confirm_k": True, "other_k_rules": ("constant",)}
