@@ -334,7 +334,8 @@ def test_the_committed_verdicts_follow_from_the_committed_rows():
 def test_n_is_right_where_it_should_be():
     """Sixty-four features in 32 dimensions, two active, largest dictionary eight times as large."""
     easy = Cell(d_in=32, n_per_dim=2, l0=2, zipf=0.5)
-    rows = run_replicate(easy, 0, config([easy]))
-    [atoms] = [row for row in rows if row["estimator"] == "saturation_atoms"]
+    held = config([easy])
+    fits = saturation_rows(run_replicate(easy, 0, held), easy, held)
+    [atoms] = [row for row in fits if row["estimator"] == "saturation_atoms"]
     assert atoms["identified"]
     assert atoms["value"] == pytest.approx(64, rel=0.05)
