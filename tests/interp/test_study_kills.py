@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -118,6 +118,15 @@ def test_one_clone_begins_and_another_finishes(whole: tuple[Path, Path], tmp_pat
     same(out, undisturbed)
 
 
+@pytest.fixture
+def heeding_ctrl_c() -> Iterator[None]:
+    """Whoever runs in the background ignores it, and so would what it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding_ctrl_c")
 def test_ctrl_c_twice_is_one_line(whole: tuple[Path, Path], tmp_path: Path) -> None:
     config_file, undisturbed = whole
     out = tmp_path / "out"
