@@ -141,6 +141,7 @@ def main() -> None:
         "peak_memory_bytes": manifest["peak_memory_bytes"],  # of workers too
         "results_sha256": durable.sha256(run.path / "results.parquet"),
         "fvu": float(main_fvu.value.mean()),
+        "k": float(main_fvu.k.mean()),
         "n_saes": len(main_fvu),
         "n_units": n_units,
         "failures": len(run.failures),

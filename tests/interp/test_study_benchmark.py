@@ -33,6 +33,7 @@ def figures(
         "cpu_seconds": wall,
         "peak_memory_bytes": memory,
         "fvu": fvu,
+        "k": 8,
         "n_saes": 12,
         "n_units": 8,
         "overhead_ms_per_unit": overhead,
@@ -81,7 +82,7 @@ def test_every_target_is_held_against_its_figure(benchmark: ModuleType) -> None:
     about = {"command": "python x", "cores": 2, "cpu": "a CPU", "load_average": (0.1,), "note": ""}
     text = benchmark.markdown(about | {"runs": runs})
     assert "Target 5x less wall time: 6.0x (6.0x of CPU time), reached." in text
-    assert "FVU 1.333 of the peer's, at most 1.01: missed" in text
+    assert "FVU 1.333 of the peer's, at most 1.01: missed; mean k 8, the peer's 8" in text
     assert "2.20x the time, at most 2.1: missed; 1.05x the memory, at most 1.1: reached" in text
     assert "at most 60 ms, target 50: missed" in text
     for what, times in (("tokens", "4.50"), ("models", "4.10"), ("layers", "2.50")):
