@@ -190,8 +190,8 @@ def verdicts(part: str, sides: dict[str, dict[str, Any]]) -> list[str]:
         return [
             f"Target {TARGET}x less wall time: {times:.1f}x ({cpu:.1f}x of CPU time), "
             f"{_came(times >= TARGET)}. FVU {fvu:.3f} of the peer's, at most {MOST_FVU}: "
-            f"{_came(fvu <= MOST_FVU)}; mean k {ours['k']:g}, the peer's {peer['k']:g}, each by its "
-            "own pilots."
+            f"{_came(fvu <= MOST_FVU)}; mean k {ours['k']:g}, the peer's {peer['k']:g}, by the "
+            "pilots of each."
         ]
     if part == "growth":
         one = sides["base"]
