@@ -95,8 +95,7 @@ def fit_exponent(
     lost = f"; {dropped} rows have no positive count or bound" if dropped else ""
     refusal = None
     if n < MIN_MODELS:
-        have = f"only {n} models have" if n else "no model has"
-        refusal = f"{have} a count that may be used, and {MIN_MODELS} are needed{lost}"
+        refusal = f"{n} models with a count; beta needs {MIN_MODELS}{lost}"
     elif n_exact < MIN_UNCENSORED:
         refusal = f"{n - n_exact} of {n} counts are only bounds; beta needs {MIN_UNCENSORED} counts"
     elif n_widths < 3:
