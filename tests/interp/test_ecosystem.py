@@ -5,6 +5,7 @@ Neither installs beside this project by itself: docs/how-to/publish-saes.md says
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from interp.push import kept_saes, write_tree
 from interp.run import open_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
+needs_saebench, needs_sae_dashboard = (
+    pytest.mark.skipif(find_spec(name) is None, reason=f"needs {name}")
+    for name in ("sae_bench", "sae_dashboard")
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +38,27 @@ def x() -> torch.Tensor:
     return torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
 
 
+@needs_saebench
 def test_saebench_takes_a_published_sae(published: tuple[Path, Any], x: torch.Tensor) -> None:
     """Its own way in, which every one of its evaluations begins with."""
-    utils = pytest.importorskip("sae_bench.sae_bench_utils.general_utils")
+    from sae_bench.sae_bench_utils.general_utils import load_and_format_sae
     from sae_lens import SAE
 
     folder, original = published
-    _, found, _ = utils.load_and_format_sae("ours", SAE.load_from_disk(folder), "cpu")
+    _, found, _ = load_and_format_sae("ours", SAE.load_from_disk(folder), "cpu")
     assert (found.cfg.hook_name, found.cfg.hook_layer) == ("blocks.0.hook_resid_post", 0)
     assert found.cfg.model_name
     assert torch.allclose(found.decode(found.encode(x)), original(x), atol=1e-5)
 
 
+@needs_sae_dashboard
 def test_sae_dashboard_draws_a_published_sae(
     published: tuple[Path, Any], x: torch.Tensor, tmp_path: Path
 ) -> None:
     """A page of two latents. Any model of that width serves: what is read is the SAE."""
-    runner = pytest.importorskip("sae_dashboard.sae_vis_runner")
     from sae_dashboard.data_writing_fns import save_feature_centric_vis
     from sae_dashboard.sae_vis_data import SaeVisConfig
+    from sae_dashboard.sae_vis_runner import SaeVisRunner
     from sae_lens import SAE, HookedSAETransformer
     from transformer_lens import HookedTransformerConfig
 
@@ -64,7 +71,7 @@ def test_sae_dashboard_draws_a_published_sae(
     tokens = torch.randint(len(tokenizer), (64, 32), generator=torch.Generator().manual_seed(0))
     sae = SAE.load_from_disk(folder)
     wanted = SaeVisConfig("blocks.0.hook_resid_post", features=[0, 1], minibatch_size_tokens=16)
-    data = runner.SaeVisRunner(wanted).run(encoder=sae, model=model, tokens=tokens)
+    data = SaeVisRunner(wanted).run(encoder=sae, model=model, tokens=tokens)
     assert list(data.feature_data_dict) == [0, 1]
     save_feature_centric_vis(data, tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size > 50_000

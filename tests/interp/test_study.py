@@ -15,6 +15,7 @@ import pytest
 
 import saes
 from interp import analysis, durable, measure, provenance
+from interp.cli import main
 from interp.config import StudyConfig
 from interp.durable import only_writer
 from interp.errors import UserError
@@ -305,6 +306,22 @@ def test_a_bad_model_fails_before_anything_is_written(config: StudyConfig, tmp_p
     bad = config.model_copy(update={"models": (*config.models, str(tmp_path / "nowhere"))})
     with pytest.raises(UserError):
         run_study(bad, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_family_without_a_hub_is_one_line_before_any_work(
+    study_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    line = ["study", "gpt2", "--tokens", "1e6", "--text", str(study_text)]
+    assert main([*line, "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("interp: model 'gpt2' is not here and HF_HUB_OFFLINE forbids asking")
+    assert told.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
