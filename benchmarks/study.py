@@ -5,9 +5,9 @@
 Every run is a process of its own with a new folder; the sides of a comparison alternate, and
 medians over rounds are compared. Peer: 4 layers x 3 seeds of one ladder model, both sides on the
 same activations with the same pilots and the same measurement; FVU on held-out text stands beside
-the time. Growth: tokens and models at 1, 2 and 4 times, a quarter of
-the layers. Ray: one process against one and
-two workers (left out where Ray is not installed).
+the time. Growth: tokens, models (copies of one) and layers, each at 1, 2 and 4 times. Ray: one
+process against one and two workers (left out where Ray is not installed), which must end with the
+same tables. With --out the same line goes on after a kill: a run that ended is not repeated.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interp import ladder
+from interp import durable
 from interp.config import StudyConfig
 from interp.machine import cpu_name
+from interp.provenance import code_sha256
 
 TARGET = 5
 """Times less wall time than the peer."""
@@ -36,8 +38,15 @@ MOST_FVU = 1.01
 MOST_TIME, MOST_MEMORY = 2.1, 1.1
 """At twice the tokens."""
 MOST_OVERHEAD_MS = 50.0
+PARTS = ("peer", "growth", "ray")
+RAW, TABLE = "raw.json", "table.md"
 SIDES = Path(__file__).with_name("study_sides.py")
-WIDTHS = ("ladder/d032", "ladder/d048", "ladder/d064", "ladder/d096")
+MODEL = "ladder/d064"
+FAMILY = ("ladder/d032", "ladder/d048", MODEL, "ladder/d096")
+N_LAYERS = 4
+"""Of every ladder model."""
+Runs = dict[str, list[dict[str, Any]]]
+"""What every run of a side told, round by round."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ def base(tokens: int, threads: int) -> StudyConfig:
     return StudyConfig(
         preset="benchmark",
         preview=True,
-        models=("ladder/d064",),
+        models=(MODEL,),
         streams=("contextual",),
         other_layers=True,
         n_seeds=3,
@@ -81,38 +90,65 @@ def once(config: StudyConfig, *options: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def alternate(sides: dict[str, Side], rounds: int) -> dict[str, dict[str, Any]]:
-    """Medians of every figure over interleaved rounds, by side."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+def alternate(
+    sides: Mapping[str, Side], rounds: int, runs: Runs, keep: Callable[[], None] = lambda: None
+) -> None:
+    """Interleaved rounds, added to `runs`; those that it has stand. `keep` is called after each."""
+    names = list(sides)
     for number in range(rounds):
-        turn = number % len(sides)
-        names = list(sides)
+        turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            found[name].append(once(sides[name].config, *sides[name].options))
-            print(f"round {number + 1}, {name}: {found[name][-1]['wall_seconds']:.1f} s",
-                  file=sys.stderr)  # fmt: skip
-    return {
-        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        | {"wall_of_rounds": [run["wall_seconds"] for run in runs]}
-        for name, runs in found.items()
-    }
+            done = runs.setdefault(name, [])
+            if len(done) > number:
+                continue
+            done.append(once(sides[name].config, *sides[name].options))
+            keep()
+            print(f"round {number + 1}, {name}: {done[-1]['wall_seconds']:.1f} s", file=sys.stderr)
 
 
-def growth_sides(tokens: int, threads: int) -> dict[str, Side]:
-    """1, 2 and 4 times the tokens and the models, and a quarter of the layers."""
-    sides = {}
-    for times in (1, 2, 4):
+def medians(runs: Runs) -> dict[str, dict[str, Any]]:
+    """Of every figure over the rounds, and the different tables that came out, by side."""
+    found = {}
+    for name, rounds in runs.items():
+        figures = [key for key, value in rounds[0].items() if not isinstance(value, str)]
+        found[name] = {key: statistics.median(run[key] for run in rounds) for key in figures}
+        found[name]["tables"] = sorted({run["results_sha256"] for run in rounds})
+    return found
+
+
+def growth_sides(tokens: int, threads: int, cut: Path) -> dict[str, Side]:
+    """One model of four layers; 2 and 4 times its tokens; copies of it; 1 and 2 of its layers.
+
+    cut: a folder for the copies, whole and with fewer layers.
+    """
+    config = base(tokens, threads)
+    of_one_width = (MODEL, *(first_layers(cut / f"copy-{n}", N_LAYERS) for n in range(3)))
+    sides = {"base": config}
+    for times in (2, 4):
         sides[f"tokens x{times}"] = base(times * tokens, threads)
-        more = {"models": WIDTHS[:times]}
-        sides[f"models x{times}"] = base(tokens, threads).model_copy(update=more)
-    # Every ladder model has four layers, read whole above and at half depth alone here.
-    sides["layers x1/4"] = base(tokens, threads).model_copy(update={"other_layers": False})
+        sides[f"models x{times}"] = config.model_copy(update={"models": of_one_width[:times]})
+    for n_layers in (1, 2):
+        sides[f"layers {n_layers} of {N_LAYERS}"] = config.model_copy(
+            update={"models": (first_layers(cut / f"layers-{n_layers}", n_layers),)}
+        )
     return {name: Side(config) for name, config in sides.items()}
+
+
+def first_layers(folder: Path, n_layers: int) -> str:
+    """The first layers of the model, with its head, as a directory that loads; its name."""
+    from interp.models import load
+
+    model = load(MODEL)
+    del model.hf.transformer.h[n_layers:]
+    model.hf.config.n_layer = n_layers
+    model.hf.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def ray_sides(tokens: int) -> dict[str, Side]:
     """Four models of one thread each, here and on a cluster of one and of two CPUs."""
-    config = base(tokens, 1).model_copy(update={"models": WIDTHS, "other_layers": False})
+    config = base(tokens, 1).model_copy(update={"models": FAMILY, "other_layers": False})
     ray = config.model_copy(update={"executor": "ray"})
     workers = {f"ray, {n} CPUs": Side(ray, ("--ray-cpus", str(n))) for n in (1, 2)}
     return {"local": Side(config), **workers}
@@ -125,7 +161,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"{result['load_average'][0]:.1f} at the start. {result['note']}"
     )
     lines = [told.strip(), ""]
-    for part, sides in result["parts"].items():
+    for part, runs in result["runs"].items():
+        sides = medians(runs)
         lines += [f"**{part}**", "",
                   "| side | wall s | CPU s | peak MB | FVU | SAEs | units | overhead ms/unit |",
                   "|---|---|---|---|---|---|---|---|"]  # fmt: skip
@@ -153,20 +190,42 @@ def verdicts(part: str, sides: dict[str, dict[str, Any]]) -> list[str]:
         return [
             f"Target {TARGET}x less wall time: {times:.1f}x ({cpu:.1f}x of CPU time), "
             f"{_came(times >= TARGET)}. FVU {fvu:.3f} of the peer's, at most {MOST_FVU}: "
-            f"{_came(fvu <= MOST_FVU)}."
+            f"{_came(fvu <= MOST_FVU)}; mean k {ours['k']:g}, the peer's {peer['k']:g}, by the "
+            "pilots of each."
         ]
     if part == "growth":
-        one, two = sides["tokens x1"], sides["tokens x2"]
-        wall = two["wall_seconds"] / one["wall_seconds"]
-        memory = two["peak_memory_bytes"] / one["peak_memory_bytes"]
+        one = sides["base"]
+        wall, memory = _times(sides["tokens x2"], one)
         overhead = max(side["overhead_ms_per_unit"] for side in sides.values())
-        return [
+        said = [
             f"Twice the tokens: {wall:.2f}x the time, at most {MOST_TIME}: "
             f"{_came(wall <= MOST_TIME)}; {memory:.2f}x the memory, at most {MOST_MEMORY}: "
             f"{_came(memory <= MOST_MEMORY)}. Overhead per unit at most {overhead:.0f} ms, target "
             f"{MOST_OVERHEAD_MS:.0f}: {_came(overhead <= MOST_OVERHEAD_MS)}."
         ]
-    return []
+        fewest = sides[f"layers 1 of {N_LAYERS}"]
+        for what, more, less in (
+            ("tokens", sides["tokens x4"], one),
+            ("models", sides["models x4"], one),
+            ("layers", one, fewest),
+        ):
+            wall, memory = _times(more, less)
+            said.append(f"Four times the {what}: {wall:.2f}x the time, {memory:.2f}x the memory.")
+        return said
+    local = sides["local"]
+    walls = [
+        f"{name}: {side['wall_seconds'] / local['wall_seconds']:.2f}x the time of one process"
+        for name, side in sides.items()
+        if side is not local
+    ]
+    same = len({table for side in sides.values() for table in side["tables"]}) == 1
+    return [f"{'; '.join(walls)}. The same tables in every run: {'yes' if same else 'NO'}."]
+
+
+def _times(more: dict[str, Any], less: dict[str, Any]) -> tuple[float, float]:
+    """(wall time, memory) of one side over those of another."""
+    wall, memory = (more[key] / less[key] for key in ("wall_seconds", "peak_memory_bytes"))
+    return wall, memory
 
 
 def _or_dash(one: dict[str, Any], key: str, form: str) -> str:
@@ -182,42 +241,66 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=("peer", "growth", "ray"))
+    parser.add_argument("--only", nargs="+", choices=PARTS)
     parser.add_argument("--tokens", type=int, default=1_048_576, help="of each SAE")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--note", default="", help="on the machine, for the table")
-    parser.add_argument("--out", type=Path, help="folder for table.md and raw.json")
+    parser.add_argument("--out", type=Path, help=f"folder for {TABLE} and {RAW}")
     args = parser.parse_args()
-    wanted = args.only or ["peer", "growth", "ray"]
+    wanted = args.only or list(PARTS)
     if "ray" in wanted and importlib.util.find_spec("ray") is None:
         wanted.remove("ray")
         args.note += " Ray is not installed and left out."
-    base_config = base(args.tokens, args.threads)
-    sides = {
-        "peer": {
-            name: Side(base_config, ("--trainer", name)) for name in ("superscope", "sae-lens")
-        },
-        "growth": growth_sides(args.tokens, args.threads),
-        "ray": ray_sides(args.tokens),
-    }
-    assert set(WIDTHS) <= set(ladder.names())
-    result = {
+    fresh = {
         "command": shlex.join(["python", *sys.argv]),
         "cores": args.threads,
         "cpu": cpu_name(),
+        "code_sha256": code_sha256(),
         "load_average": os.getloadavg(),
         "note": args.note.strip(),
-        "parts": {},
+        "runs": {},
     }
-    for part in wanted:
-        result["parts"][part] = alternate(sides[part], args.rounds)
-    text = markdown(result)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "raw.json").write_text(json.dumps(result, indent=1) + "\n")
-        (args.out / "table.md").write_text(text + "\n")
-    print(text)
+    result = held(fresh, args.out)
+    with tempfile.TemporaryDirectory() as folder:
+        for part in wanted:
+            runs = result["runs"].setdefault(part, {})
+            sides = sides_of(part, args.tokens, args.threads, Path(folder))
+            alternate(sides, args.rounds, runs, lambda: write(result, args.out))
+    write(result, args.out, table=True)
+    print(markdown(result))
+
+
+def sides_of(part: str, tokens: int, threads: int, cut: Path) -> dict[str, Side]:
+    """The contenders of a part."""
+    if part == "growth":
+        return growth_sides(tokens, threads, cut)
+    if part == "ray":
+        return ray_sides(tokens)
+    names = ("superscope", "sae-lens")
+    return {name: Side(base(tokens, threads), ("--trainer", name)) for name in names}
+
+
+def held(fresh: dict[str, Any], out: Path | None) -> dict[str, Any]:
+    """What the same line left before it was killed, or `fresh`."""
+    file = out / RAW if out else None
+    if file is None or not file.exists() or (file.parent / TABLE).exists():
+        return fresh
+    found = json.loads(file.read_text())
+    same = ("command", "cores", "cpu", "code_sha256")
+    return found if all(found[key] == fresh[key] for key in same) else fresh
+
+
+def write(result: dict[str, Any], out: Path | None, *, table: bool = False) -> None:
+    """Every run that ended; the table last, which says that all have."""
+    if out is None:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    if not table:
+        (out / TABLE).unlink(missing_ok=True)
+    durable.write(out / RAW, (json.dumps(result, indent=1) + "\n").encode())
+    if table:
+        durable.write(out / TABLE, (markdown(result) + "\n").encode())
 
 
 if __name__ == "__main__":

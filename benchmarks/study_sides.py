@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 
 import saes
-from interp import executor, study
+from interp import durable, executor, study
 from interp.config import read_config
-from interp.machine import peak_memory_bytes
 from interp.measure import Measurement
 from interp.units import Unit
 from saes.config import SAEConfig
@@ -135,11 +134,14 @@ def main() -> None:
     run = study.run_study(config, args.out, quiet=True)
     wall, cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
     main_fvu = run.results.query("quantity == 'fvu' and role == 'main' and control == 'trained'")
-    n_units = len(json.loads((run.path / "manifest.json").read_text())["units"])
-    told = {
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    n_units = len(manifest["units"])
+    told: dict[str, Any] = {
         "wall_seconds": wall,
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": manifest["peak_memory_bytes"],  # of workers too
+        "results_sha256": durable.sha256(run.path / "results.parquet"),
         "fvu": float(main_fvu.value.mean()),
+        "k": float(main_fvu.k.mean()),
         "n_saes": len(main_fvu),
         "n_units": n_units,
         "failures": len(run.failures),

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -44,7 +45,7 @@ def analyse(graph: Graph, corpus: Corpus, command: str, failures: Sequence[Failu
     Raises StudyFailedError where nothing was measured.
     """
     root, config = graph.folder.root, graph.config
-    record_path = root / "work" / "analysis.json"
+    record_path = analysis_record(root)
     inputs = _analysis_inputs(graph, corpus, failures)
     record = read_record(record_path)
     if (
@@ -62,8 +63,9 @@ def analyse(graph: Graph, corpus: Corpus, command: str, failures: Sequence[Failu
             f"{root}: no model could be measured; the first failure: "
             f"{failures[0].unit}: {failures[0].error}"
         )
-    # It goes first and comes last.
-    (root / "summary.json").unlink(missing_ok=True)
+    # They go first and come last.
+    for path in (analysis_record(root), root / "summary.json"):
+        path.unlink(missing_ok=True)
     write_text(root / CONFIG, config.to_yaml())
     results = tidy(rows, facts)
     write_table(root / "results.parquet", results)
@@ -82,6 +84,20 @@ def analyse(graph: Graph, corpus: Corpus, command: str, failures: Sequence[Failu
     artifacts = {name: durable.sha256(root / name) for name in TABLES}
     took = round(time.monotonic() - started, 2)
     write_record(record_path, Record(inputs, artifacts, took, cpu_name(), config.threads))
+
+
+def analysis_record(root: Path) -> Path:
+    """Where it says what it was made from, and what it wrote; gone while it writes."""
+    return root / "work" / "analysis.json"
+
+
+def edited_table(root: Path) -> str | None:
+    """The first table that is not what the analysis wrote; a missing one is written again."""
+    record = read_record(analysis_record(root))
+    for name, sha256 in record.artifacts.items() if record is not None else ():
+        if (root / name).exists() and durable.sha256(root / name) != sha256:
+            return name
+    return None
 
 
 def _analysis_inputs(graph: Graph, corpus: Corpus, failures: Sequence[Failure]) -> Inputs:
@@ -171,6 +187,7 @@ def _manifest(graph: Graph, facts: Iterable[dict[str, Any]], seconds: float) -> 
         "versions": {"python": platform.python_version(), **depends_on},
         "code_sha256": code_sha256,
         "weights_sha256": {folder_name(f["name"], TRAINED): f["weights_sha256"] for f in facts},
+        "parity_error": {folder_name(f["name"], TRAINED): f["parity_error"] for f in facts},
         "text_sha256": text_sha256,
         "tokens_sha256": {unit.label: _tokens_sha256(graph, unit) for unit in losses},
         "seed": config.seed,

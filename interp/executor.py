@@ -7,6 +7,7 @@ needs it and nothing else.
 from __future__ import annotations
 
 import errno
+import re
 import time
 import traceback
 from collections.abc import Sequence
@@ -193,7 +194,9 @@ def _is_no_space(error: BaseException | None) -> bool:
     """Whether the disk was full, whoever noticed; safetensors tells it in words alone."""
     while error is not None:
         told = isinstance(error, OSError) and error.errno in _NO_SPACE
-        if told or isinstance(error, NoSpaceError) or "No space left" in str(error):
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        in_words = number is not None and int(number[1]) in _NO_SPACE
+        if told or in_words or isinstance(error, NoSpaceError):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -166,19 +166,28 @@ def check_name(repo: str) -> None:
 
 
 def _for_sae_lens(cfg: dict[str, Any], sae: Kept, config: StudyConfig) -> dict[str, Any]:
-    """With what sae-lens and its users look for: the model's name and a real hook point."""
+    """With what sae-lens and its users look for: the model's name and a real hook point.
+
+    Rows of the decoder have length 1, and saying so changes nothing but that libraries may fold
+    the lengths in, which sae-dashboard does before anything else.
+    """
     metadata = cfg.get("metadata") or {}
-    return cfg | {
-        "metadata": metadata
+    folds = {"rescale_acts_by_decoder_norm": True} if cfg["architecture"] == "topk" else {}
+    return (
+        cfg
+        | folds
         | {
-            "model_name": sae.model,
-            "hook_name": sae.stream.removesuffix(CONTEXTUAL),
-            "stream": "contextual" if sae.stream.endswith(CONTEXTUAL) else "all",
-            "control": sae.control,
-            "text": config.text,
-            "prepend_bos": True,
+            "metadata": metadata
+            | {
+                "model_name": sae.model,
+                "hook_name": sae.stream.removesuffix(CONTEXTUAL),
+                "stream": "contextual" if sae.stream.endswith(CONTEXTUAL) else "all",
+                "control": sae.control,
+                "text": config.text,
+                "prepend_bos": True,
+            }
         }
-    }
+    )
 
 
 def _means(run: Run, sae: Kept) -> Path:

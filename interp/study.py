@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from interp import durable
-from interp.analysis import add_seconds, analyse
+from interp.analysis import add_seconds, analyse, edited_table
 from interp.config import StudyConfig
 from interp.corpora import Corpus, load_text
 from interp.errors import UserError
@@ -55,6 +55,7 @@ def run_study(
     sources = _check_models(config, corpus)
     config = folder.claim(config, redo=redo)
     with durable.only_writer(folder.root):
+        config = folder.claim(config, redo=redo)  # again: a study begun at the same moment
         torch.set_num_threads(config.threads)
         graph = Graph(config, folder, sources)
         if redo:
@@ -115,6 +116,11 @@ def _refuse_changes(graph: Graph) -> None:
         raise UserError(
             f"{root} was measured by a version that kept no records of its units; choose another "
             "--out, or measure it again with --redo"
+        )
+    if table := edited_table(root):
+        raise UserError(
+            f"{root}: {table} is not what the study wrote; put it back, delete it, or have all "
+            "tables written again with --redo"
         )
     for unit in graph.units:
         state = graph.state(unit, verify=True)

@@ -8,6 +8,7 @@ import altair as alt
 from interp.report import marks
 from interp.report.arm_figures import arm_against_loss, dose_response
 from interp.report.exponent import exponent_interval, exponent_lines
+from interp.report.heat_map import heat_map
 from interp.report.marks import Figure
 from interp.report.profiles import by_depth, by_dictionary_size
 from interp.report.records import Exponent, Interval, ModelRecord, PackingRow, Scaling, Summary
@@ -37,13 +38,15 @@ def all_figures(summary: Summary) -> dict[str, Figure]:
         # One width: nothing to draw against it, and profiles of twenty models hide each other.
         within = (arm_against_loss(rows), dose_response(summary.arm, rows, summary.models))
         return {figure.name: figure for figure in within if figure is not None}
+    at_one_size = [row for row in stream if _at_primary_size(row, summary)]
     drawn = (
         packing_against_loss(rows),
         loss_against_width(summary.models, summary.scaling),
         packing_against_width(rows, summary.exponent),
         exponent_interval(summary.exponent),
         packing_against_width(raw, None),
-        by_depth([row for row in stream if _at_primary_size(row, summary)]),
+        heat_map(at_one_size),
+        by_depth(at_one_size),
         by_dictionary_size([row for row in stream if (row.model.name, row.layer) in layers]),
     )
     return {figure.name: figure for figure in drawn if figure is not None}

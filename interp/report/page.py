@@ -19,6 +19,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from interp.report import static
+from interp.report.agreement import agreement_table
 from interp.report.answering import QUESTION, answer
 from interp.report.arm_tables import dose_table, mediation_table, secondary_table
 from interp.report.caveats import caveats, remaining_warnings
@@ -27,6 +28,7 @@ from interp.report.marks import Figure
 from interp.report.meaning import meaning
 from interp.report.reading import RunRecords, read_run
 from interp.report.records import Mixed, Summary
+from interp.report.spreadsheet import data_uri
 from interp.report.tables import (
     ablation_note,
     correlation_table,
@@ -70,6 +72,7 @@ def render(run: RunRecords, drawn: Mapping[str, Figure], vectors: Mapping[str, s
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["as_csv"] = data_uri
     return environment.from_string(source).render(
         policy=_policy(bundle, _own_script(source)),
         style=Markup(folder.joinpath("style.css").read_text("utf-8")),
@@ -95,6 +98,7 @@ def render(run: RunRecords, drawn: Mapping[str, Figure], vectors: Mapping[str, s
         rest_table=packing_table(rest) if rest else None,
         sensitivity_table=sensitivity_table(summary.sensitivity),
         dictionary_table=dictionary_table(run.results),
+        agreement_table=agreement_table(run.results),
         ablation=ablation_note(run.results),
         correlation_table=correlation_table(summary),
         manifest=record_table(run.manifest),
@@ -106,7 +110,7 @@ def _glance(run: RunRecords) -> list[tuple[str, str]]:
     """The run in a handful of (name, value) lines."""
     summary = run.summary
     primary = summary.primary_rows
-    lines = [("preset", summary.preset)] if summary.preset else []
+    lines = []
     widths = sorted({model.d_model for model in summary.models if model.d_model})
     if widths:
         lines.append(("models", f"{len(summary.models)}, of width {span(widths, whole)}"))
@@ -141,7 +145,7 @@ def _scaling_lines(summary: Summary) -> list[str]:
     if scaling.identified is False:
         why = f" ({scaling.reason})" if scaling.reason else ""
         lines.append(f"The fit is not identified{why}: other curves fit as well.")
-    return [*lines, *([scaling.caption] if scaling.caption else [])]
+    return [*lines, *([f"{scaling.caption.rstrip('.')}."] if scaling.caption else [])]
 
 
 def _mixed_line(mixed: Mixed | None) -> str:

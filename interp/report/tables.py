@@ -73,7 +73,7 @@ def packing_table(rows: Sequence[PackingRow]) -> Table:
     body = [tuple(cell(row) for cell in columns.values()) for row in rows]
     # What a reader scans for stays in the table even where it never changes.
     foldable = set(columns) - {"Model", "Per dimension [95%]", "Count [95%]", "Converged"}
-    return _folded(tuple(columns), body, foldable, tuple(not row.counts for row in rows))
+    return folded(tuple(columns), body, foldable, tuple(not row.counts for row in rows))
 
 
 CONTROLS = {
@@ -113,7 +113,7 @@ def sensitivity_table(rows: Sequence[PackingRow]) -> Table | None:
         ),
     )
     body = [tuple(cell(row) for cell in columns.values()) for row in ordered]
-    return _folded(tuple(columns), body, set(), tuple(not row.counts for row in ordered))
+    return folded(tuple(columns), body, set(), tuple(not row.counts for row in ordered))
 
 
 def dictionary_table(results: pd.DataFrame | None) -> Table | None:
@@ -156,7 +156,7 @@ def dictionary_table(results: pd.DataFrame | None) -> Table | None:
         *(names.get(key, {"d_sae": "D"}.get(key, key)) for key in keys),
         *QUANTITIES.values(),
     )
-    return _folded(columns, lines, {"Hook point", "Stream", "k"})
+    return folded(columns, models_first(lines), {"Hook point", "Stream", "k"})
 
 
 def ablation_note(results: pd.DataFrame | None) -> str | None:
@@ -292,7 +292,13 @@ def _cell(value: Any) -> str:
     return whole(value)
 
 
-def _folded(
+def models_first(lines: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Lines that begin with a model and its weights: each model as it is, then its controls."""
+    order = list(dict.fromkeys(line[0] for line in lines))
+    return sorted(lines, key=lambda line: (order.index(line[0]), line[1] != "trained"))
+
+
+def folded(
     columns: Sequence[str],
     rows: Sequence[tuple[str, ...]],
     foldable: set[str],

@@ -134,6 +134,7 @@ def _config(
             "reference": {"color": muted, "strokeWidth": 1.5},
             "twin": {"color": twin, "strokeWidth": 1.5, "strokeDash": [5, 4]},
             "hollow": {"fill": paper},
+            "cell": {"stroke": paper, "strokeWidth": 2},
             "seeds": {"color": muted, "opacity": 0.18},
             "band": {"color": trained},
             "fit": {"color": ink, "strokeWidth": 1.5},

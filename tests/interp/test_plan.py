@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tiny_models import tiny
 
-from interp import cli, plan
+from interp import cli, families, plan
 from interp.budgets import require_fit, require_memory, require_room, require_time
-from interp.config import StudyConfig
+from interp.config import StudyConfig, resolve_config
 from interp.errors import UserError
 from interp.hook_points import architectures
 from interp.models import wrap
 from interp.plan import Cost, forward_flops, plan_capture, plan_study
 from interp.recording import SPARE_BYTES, prepare, record
+from interp.report.wording import significant
+from interp.run import TRAINED
 
 
 @pytest.fixture(autouse=True)
@@ -179,3 +182,57 @@ def test_the_commands_print_a_table_or_json(
     assert cli.main(["capture", str(tiny_dir), *words, "--plan"]) == 0
     assert "total" in capsys.readouterr().out
     assert not (tmp_path / "s").exists()
+
+
+SHAPES = {
+    "gpt2": (768, 12, 12),
+    "gpt2-medium": (1024, 24, 16),
+    "gpt2-large": (1280, 36, 20),
+    "gpt2-xl": (1600, 48, 25),
+    "EleutherAI/pythia-70m": (512, 6, 8),
+    "EleutherAI/pythia-410m": (1024, 24, 16),
+    "EleutherAI/pythia-1.4b": (2048, 24, 16),
+    "EleutherAI/pythia-12b": (5120, 36, 40),
+}
+"""d_model, layers, heads, as published."""
+
+
+def weightless(name: str) -> Any:
+    """A model of that shape on torch's meta device: all that counting needs."""
+    from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+
+    d_model, n_layers, n_heads = SHAPES[name]
+    with torch.device("meta"):
+        if name.startswith("gpt2"):
+            config = GPT2Config(n_embd=d_model, n_layer=n_layers, n_head=n_heads)
+            hf, n_ctx = GPT2LMHeadModel(config), 1024
+        else:
+            sizes = {"hidden_size": d_model, "intermediate_size": 4 * d_model, "vocab_size": 50_304}
+            heads = {"num_hidden_layers": n_layers, "num_attention_heads": n_heads}
+            hf, n_ctx = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, **heads)), 2048
+    return SimpleNamespace(
+        name=name, hf=hf, d_model=d_model, n_layers=n_layers, n_ctx=n_ctx,
+        d_vocab=hf.config.vocab_size, unembedding=hf.get_output_embeddings().weight,
+    )  # fmt: skip
+
+
+def test_the_page_of_a_cluster_says_what_the_plan_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for timed in ("_forward_seconds", "_sae_seconds"):
+        monkeypatch.setattr(plan, timed, lambda *_, **__: 0.0)
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "cluster.md").read_text()
+    flops = {}
+    for name in SHAPES:
+        family = "gpt2" if name.startswith("gpt2") else "pythia"
+        config = resolve_config(family, {"sae_tokens": 100_000_000, "threads": 8})
+        cost = plan._model_cost(config, weightless(name), TRAINED, {})
+        gigabytes = (cost.n_bytes, cost.scratch_bytes, cost.memory_bytes)
+        cells = [cost.flops / 1e15, *(n / 1e9 for n in gigabytes)]
+        assert f"| {name} | {' | '.join(map(significant, cells))} |" in page
+        flops[name] = cost.flops / 1e15
+    total = 2 * sum(flops[name] for name in families.members("gpt2"))
+    longest = flops["gpt2-xl"]
+    assert (
+        f"twins are {significant(total)} PFLOP, and GPT-2 XL alone is {significant(longest)} of"
+        in (" ".join(page.split()))
+    )
+    assert f"more than {significant(total / longest, 2)} times" in page

@@ -42,9 +42,35 @@ def test_a_full_run_has_every_figure_and_a_bare_one_none(
         "packing_against_width",
         "exponent",
         "packing_against_width_all",
+        "packing_by_layer",
         "packing_by_depth",
     ]
     assert all_figures(read_summary({})) == {}
+
+
+def test_the_map_has_a_cell_for_every_model_and_depth_with_its_number(
+    figures: dict[str, marks.Figure],
+) -> None:
+    figure = figures["packing_by_layer"]
+    (drawn,) = layers(figure, "rect")
+    cells = {(cell["label"], cell["depth"]): cell["text"] for cell in values(figure, drawn)}
+    assert len(cells) == 4 * len(report_run.WIDTHS)
+    assert cells["32", "50%"] == "1.8"
+    assert cells["32", "100%"] == "2.2"
+    assert cells["192", "50%"] == "(2.3)", "not converged"
+    assert all(cell["text"] for text in layers(figure, "text") for cell in values(figure, text))
+    # Wide models on top, as in a plot.
+    assert drawn["encoding"]["y"]["sort"] == [str(w) for w in reversed(report_run.WIDTHS)]
+    assert drawn["encoding"]["x"]["sort"] == ["25%", "50%", "75%", "100%"]
+
+
+def test_one_depth_or_one_model_needs_no_map() -> None:
+    data = report_run.summary()
+    one_depth = data | {"packing": [r for r in data["packing"] if r["layer"] == 1]}
+    assert "packing_by_layer" not in all_figures(read_summary(one_depth))
+    first = data["models"][0]["name"]
+    one_model = data | {"packing": [r for r in data["packing"] if r["model"] == first]}
+    assert "packing_by_layer" not in all_figures(read_summary(one_model))
 
 
 def test_the_headline_has_one_point_per_model_and_one_per_twin(

@@ -104,7 +104,8 @@ def test_the_page_is_one_file_that_asks_for_nothing(written: Path) -> None:
     assert found.named("link") == []
     assert all("src" not in attributes for attributes, _ in found.scripts)
     assert all((image["src"] or "").startswith("data:") for image in found.named("img"))
-    assert all((anchor["href"] or "").startswith("#") for anchor in found.named("a"))
+    inside = ("#", "data:text/csv;")
+    assert all((anchor["href"] or "").startswith(inside) for anchor in found.named("a"))
     (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
     assert "url(" not in style
     assert "@import" not in style
@@ -140,7 +141,7 @@ def test_the_specifications_on_the_page_are_those_of_the_files(written: Path) ->
 def test_every_drawing_has_words_and_every_table_its_headers(written: Path) -> None:
     found = Structure(written.read_text("utf-8"))
     images = found.named("img")
-    assert len(images) == 6
+    assert len(images) == 7
     assert all(len(image["alt"] or "") > 60 for image in images)
     headers = found.named("th")
     assert headers
@@ -150,7 +151,11 @@ def test_every_drawing_has_words_and_every_table_its_headers(written: Path) -> N
     assert headings.count("h1") == 1
     assert set(headings) == {"h1", "h2"}
     targets = {attributes["id"] for _, attributes in found.tags if "id" in attributes}
-    assert {(a["href"] or "#")[1:] for a in found.named("a")} <= targets
+    links = [a["href"] or "" for a in found.named("a")]
+    assert {link[1:] for link in links if link.startswith("#")} <= targets
+    # Every table but that of the record, which is a file of its own, comes with a spreadsheet.
+    n_tables = len(found.named("table")) - 1
+    assert sum(link.startswith("data:text/csv;") for link in links) == n_tables > 3
 
 
 def test_the_page_says_what_it_must(written: Path) -> None:
@@ -168,7 +173,7 @@ def test_the_page_says_what_it_must(written: Path) -> None:
         "interp study full --out runs/full",
         "1 h 30 min",
         "1.62 GB at peak",
-        "(mean ablation)",
+        "Ablated: mean ablation.",
         "no: censored at D",
         "All other counts (32)",
         "versions / torch",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import pandas as pd
 import pytest
 
 import saes
-from interp import analysis, measure, provenance
+from interp import analysis, durable, measure, provenance
+from interp.cli import main
 from interp.config import StudyConfig
 from interp.durable import only_writer
 from interp.errors import UserError
-from interp.run import CONTROLS, Run, RunFolder, folder_name, open_run
+from interp.run import CONFIG, CONTROLS, Run, RunFolder, folder_name, open_run
 from interp.study import run_study
 from saes.config import SAEConfig
 from saes.trunk import trunks
@@ -87,6 +89,9 @@ def test_a_finished_study_has_every_artifact(run: Run, config: StudyConfig) -> N
     assert run.config == config
     facts = json.loads((run.path / "models.json").read_text())
     assert [0 <= model["parity_error"] <= 1e-5 for model in facts] == [True] * 4
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    assert list(manifest["parity_error"].values()) == [model["parity_error"] for model in facts]
+    assert manifest["parity_error"].keys() == manifest["weights_sha256"].keys()
 
 
 def test_every_cell_of_the_plan_was_measured(run: Run, config: StudyConfig) -> None:
@@ -273,6 +278,23 @@ def test_two_processes_do_not_write_one_study(run: Run, config: StudyConfig) -> 
     assert run_study(config, run.path, quiet=True).summary == run.summary
 
 
+def test_two_studies_begun_at_one_moment_do_not_share_a_folder(
+    config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one claims the folder after this one has, and before this one holds it."""
+    out = tmp_path / "out"
+    other = config.model_copy(update={"constant_k": 4})
+
+    def overtaken(folder: Path) -> AbstractContextManager[None]:
+        (folder / CONFIG).write_text(other.to_yaml())
+        return only_writer(folder)
+
+    monkeypatch.setattr(durable, "only_writer", overtaken)
+    with pytest.raises(UserError, match=r"another study \(constant_k is 4 there, 3 here\)"):
+        run_study(config, out, quiet=True)
+    assert [path.name for path in out.iterdir()] == [CONFIG]
+
+
 def test_a_folder_with_other_files_is_left_alone(config: StudyConfig, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="holds no study"):
@@ -284,6 +306,22 @@ def test_a_bad_model_fails_before_anything_is_written(config: StudyConfig, tmp_p
     bad = config.model_copy(update={"models": (*config.models, str(tmp_path / "nowhere"))})
     with pytest.raises(UserError):
         run_study(bad, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_family_without_a_hub_is_one_line_before_any_work(
+    study_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    line = ["study", "gpt2", "--tokens", "1e6", "--text", str(study_text)]
+    assert main([*line, "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("interp: model 'gpt2' is not here and HF_HUB_OFFLINE forbids asking")
+    assert told.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -340,6 +378,11 @@ def test_parts_of_another_text_do_not_stand_beside_new_ones(
         text.write_text(original)
     monkeypatch.setattr(provenance, "code_sha256", lambda: "edited")
     with pytest.raises(UserError, match=r"measured with code_sha256 [0-9a-f]{12}, now it is edit"):
+        run_study(config, out, quiet=True)
+    monkeypatch.undo()
+    versions = provenance.versions() | {"superscope": "99.0"}
+    monkeypatch.setattr(provenance, "versions", lambda: versions)
+    with pytest.raises(UserError, match=r"measured with superscope \S+, now it is 99\.0"):
         run_study(config, out, quiet=True)
     assert (out / "manifest.json").read_bytes() == before
 

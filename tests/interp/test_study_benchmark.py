@@ -9,8 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from interp import ladder
+from interp.models import load
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -22,28 +24,39 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("study")
 
 
-def figures(wall: float, *, memory: float = 1e9, fvu: float = 0.3, overhead: float = 5) -> Any:
+def figures(
+    wall: float, *, memory: float = 1e9, fvu: float = 0.3, overhead: float = 5, sha: str = "a"
+) -> Any:
     return {
+        "results_sha256": sha,
         "wall_seconds": wall,
         "cpu_seconds": wall,
         "peak_memory_bytes": memory,
         "fvu": fvu,
+        "k": 8,
         "n_saes": 12,
         "n_units": 8,
         "overhead_ms_per_unit": overhead,
     }
 
 
-def test_the_sides_are_the_sizes_that_they_say(benchmark: ModuleType) -> None:
-    sides = benchmark.growth_sides(65_536, 1)
-    assert [sides[f"tokens x{n}"].config.sae_tokens for n in (1, 2, 4)] == [
-        65_536,
-        131_072,
-        262_144,
-    ]
-    assert [len(sides[f"models x{n}"].config.models) for n in (1, 2, 4)] == [1, 2, 4]
-    assert not sides["layers x1/4"].config.other_layers
-    assert set(benchmark.WIDTHS) <= set(ladder.names())
+def test_the_sides_are_the_sizes_that_they_say(benchmark: ModuleType, tmp_path: Path) -> None:
+    sides = benchmark.growth_sides(65_536, 1, tmp_path)
+    tokens = [sides[name].config.sae_tokens for name in ("base", "tokens x2", "tokens x4")]
+    assert tokens == [65_536, 131_072, 262_144]
+    of_models = [sides[name].config.models for name in ("base", "models x2", "models x4")]
+    assert [len(models) for models in of_models] == [1, 2, 4]
+    whole = load(benchmark.MODEL)
+    copies = {load(name).weights_sha256 for name in of_models[-1][1:]}
+    assert len(copies) == 1
+    assert whole.n_layers == benchmark.N_LAYERS
+    for n in (1, 2):
+        [name] = sides[f"layers {n} of 4"].config.models
+        part = load(name)
+        assert (part.n_layers, part.d_model) == (n, 64)
+        last = part.hf.transformer.h[n - 1].mlp.c_fc.weight
+        assert torch.equal(last, whole.hf.transformer.h[n - 1].mlp.c_fc.weight)
+    assert set(benchmark.FAMILY) <= set(ladder.names())
     local, one, two = benchmark.ray_sides(65_536).values()
     assert (local.config.executor, one.config.executor, two.config.executor) == (
         "local",
@@ -54,16 +67,59 @@ def test_the_sides_are_the_sizes_that_they_say(benchmark: ModuleType) -> None:
 
 
 def test_every_target_is_held_against_its_figure(benchmark: ModuleType) -> None:
-    parts = {
-        "peer": {"superscope": figures(10, fvu=0.4), "sae-lens": figures(60)},
-        "growth": {"tokens x1": figures(10), "tokens x2": figures(22, memory=1.05e9, overhead=60)},
-        "ray": {"local": figures(10), "ray": figures(8)},
+    runs = {
+        "peer": {"superscope": [figures(10, fvu=0.4)], "sae-lens": [figures(60)]},
+        "growth": {
+            "base": [figures(10), figures(50), figures(9)],
+            "tokens x2": [figures(22, memory=1.05e9, overhead=60)],
+            "tokens x4": [figures(45)],
+            "models x4": [figures(41)],
+            "layers 1 of 4": [figures(4)],
+        },
+        "ray": {"local": [figures(10)], "ray": [figures(8)]},
     }
-    del parts["ray"]["ray"]["cpu_seconds"]
+    del runs["ray"]["ray"][0]["cpu_seconds"]
     about = {"command": "python x", "cores": 2, "cpu": "a CPU", "load_average": (0.1,), "note": ""}
-    text = benchmark.markdown(about | {"parts": parts})
+    text = benchmark.markdown(about | {"runs": runs})
     assert "Target 5x less wall time: 6.0x (6.0x of CPU time), reached." in text
-    assert "FVU 1.333 of the peer's, at most 1.01: missed" in text
+    assert "FVU 1.333 of the peer's, at most 1.01: missed; mean k 8, the peer's 8" in text
     assert "2.20x the time, at most 2.1: missed; 1.05x the memory, at most 1.1: reached" in text
     assert "at most 60 ms, target 50: missed" in text
+    for what, times in (("tokens", "4.50"), ("models", "4.10"), ("layers", "2.50")):
+        assert f"Four times the {what}: {times}x the time, 1.00x the memory." in text
     assert "| ray | 8.0 | - |" in text
+    assert "ray: 0.80x the time of one process. The same tables in every run: yes." in text
+    runs["ray"]["ray"].append(runs["ray"]["ray"][0] | {"results_sha256": "b"})
+    assert "The same tables in every run: NO." in benchmark.markdown(about | {"runs": runs})
+
+
+def test_a_killed_benchmark_goes_on_where_it_was(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    def once(config: str, *_: str) -> Any:
+        started.append(config)
+        if len(started) == 4:
+            raise KeyboardInterrupt
+        return figures(len(started))
+
+    monkeypatch.setattr(benchmark, "once", once)
+    sides = {name: benchmark.Side(name) for name in ("a", "b")}
+
+    def line(code: str = "s") -> dict[str, Any]:
+        same = {"command": "x", "cores": 1, "cpu": "c", "code_sha256": code}
+        return same | {"load_average": (0.1,), "note": "", "runs": {}}
+
+    result = benchmark.held(line(), tmp_path)
+    keep = lambda: benchmark.write(result, tmp_path)  # noqa: E731
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.alternate(sides, 2, result["runs"].setdefault("ray", {}), keep)
+    assert started == ["a", "b", "b", "a"]
+    result = benchmark.held(line(), tmp_path)
+    benchmark.alternate(sides, 2, result["runs"]["ray"])
+    assert started[4:] == ["a"]
+    assert [len(runs) for runs in result["runs"]["ray"].values()] == [2, 2]
+    assert benchmark.held(line("t"), tmp_path)["runs"] == {}
+    (tmp_path / benchmark.TABLE).write_text("whole")
+    assert benchmark.held(line(), tmp_path)["runs"] == {}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import resource
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +234,33 @@ def test_an_edited_artifact_is_named_and_measured_again_when_told_to(
     assert bytes_of(out) == bytes_of(run.path)
 
 
+@pytest.mark.parametrize("name", ["results.parquet", "summary.json"])
+def test_an_edited_table_is_named_and_written_again_when_told_to(
+    run: Run, config: StudyConfig, out: Path, done: list[str], name: str
+) -> None:
+    edited = (out / name).read_bytes() + b" "
+    (out / name).write_bytes(edited)
+    with pytest.raises(UserError, match=f"{name} is not what the study wrote; .*--redo"):
+        run_study(config, out, quiet=True)
+    assert (out / name).read_bytes() == edited
+    run_study(config, out, quiet=True, redo=True)
+    assert done == ["analysis"]
+    assert bytes_of(out) == bytes_of(run.path)
+    (out / name).unlink()
+    assert run_study(config, out, quiet=True).summary == run.summary
+
+
+def test_clocks_decide_nothing(run: Run, config: StudyConfig, out: Path, done: list[str]) -> None:
+    """Files of tomorrow, files from before the epoch's first hour, and both beside each other."""
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    for seconds in ((0, 0), (4e9, 4e9), (0, 4e9)):
+        for number, path in enumerate(files):
+            os.utime(path, (seconds[number % 2],) * 2)
+        assert {part.state for part in status(out).parts} == {"done"}
+        run_study(config, out, quiet=True)
+    assert done == []
+
+
 def test_an_artifact_that_is_gone_is_made_again(
     run: Run, config: StudyConfig, out: Path, done: list[str]
 ) -> None:
@@ -353,6 +383,7 @@ def test_losses_are_a_result_where_no_sae_could_be_trained(
     [
         OSError(errno.ENOSPC, "No space left on device"),
         SAEError("I/O error: No space left on device (os error 28)"),
+        SAEError("I/O error: Disk quota exceeded (os error 122)"),
     ],
 )
 def test_a_full_disk_stops_the_study_and_a_place_to_go_on_remains(
@@ -364,11 +395,36 @@ def test_a_full_disk_stops_the_study_and_a_place_to_go_on_remains(
 ) -> None:
     with monkeypatch.context() as patch:
         fail_in(patch, "w16: saes", error)
-        with pytest.raises(NoSpaceError, match=r"[Nn]o space left"):
+        with pytest.raises(NoSpaceError, match=r"[Nn]o space left|quota"):
             run_study(config, tmp_path / "out", quiet=True)
     assert not list(tmp_path.rglob("*.failed"))
     run_study(config, tmp_path / "out", quiet=True)
     assert bytes_of(tmp_path / "out") == bytes_of(run.path)
+
+
+@contextmanager
+def no_file_beyond(n_bytes: int) -> Iterator[None]:
+    """The system itself refuses what is longer, as it does where a disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("n_bytes", [4_096, 24_576])
+def test_a_system_that_takes_no_more_bytes_loses_nothing(
+    run: Run, config: StudyConfig, tmp_path: Path, n_bytes: int
+) -> None:
+    """At the weights of an SAE, which safetensors writes, and at the wider model's means."""
+    out = tmp_path / "out"
+    with no_file_beyond(n_bytes), pytest.raises(NoSpaceError, match="run the same line again"):
+        run_study(config, out, quiet=True)
+    assert not list(out.rglob("*.failed"))
+    assert not list(out.rglob(".*"))
+    run_study(config, out, quiet=True)
+    assert bytes_of(out) == bytes_of(run.path)
 
 
 def test_a_unit_that_another_process_holds_waits_and_is_then_found_done(
