@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from interp.cli_parts import TEXT_HELP, command, count, json_flag, print_json, print_table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from interp.published import PublishedSAE
 
 
 def add(commands: Any) -> None:
@@ -38,47 +44,46 @@ def _published(args: argparse.Namespace) -> None:
     from interp.published import NEEDS_HUB, PRESETS, find
 
     if args.what is None:
-        rows = [
+        listed = [
             {"preset": name, "model": one.model, "SAE": str(one)}
             for name, ones in PRESETS.items()
             for one in ones
         ]
         if args.json:
-            print_json(rows)
+            print_json(listed)
         else:
-            print_table(rows, NEEDS_HUB)
+            print_table(listed, NEEDS_HUB)
         return
-    chosen = find(args.what, args.model)
-    rows = _counted(chosen, args)
+    rows = _counted(find(args.what, args.model), args)
     if args.json:
         print_json(rows)
         return
-    shown = []
-    for row in rows:
-        values = {e["estimator"]: e for e in row["estimates"]}
-        shown.append(
-            {
-                "SAE": row["sae"],
-                "D / d": f"{row['d_sae_per_dim']:.3g}",
-                "L0": f"{row['l0']:.1f}",
-                "FVU": f"{row['fvu']:.3f}",
-                **{
-                    name: f"{values[key]['per_dim']:.3g}" if values[key]["per_dim"] else "-"
-                    for name, key in (
-                        ("live / d", "live_latents_10"),
-                        ("Chao2 / d", "chao2_latents"),
-                        ("effective / d", "hill_1"),
-                    )
-                },
-                "overlap x d": "-"
-                if (o := row["overlap"]) is None
-                else f"{o * row['d_model']:.2f}",
-            }
-        )
-    print_table(shown, f"latents per dimension, raw stream; {rows[0]['reason']}")
+    print_table(
+        [_shown(row) for row in rows], f"latents per dimension, raw stream; {rows[0]['reason']}"
+    )
 
 
-def _counted(chosen: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
+_COLUMNS = {"live / d": "live_latents_10", "Chao2 / d": "chao2_latents", "effective / d": "hill_1"}
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """One SAE of the table."""
+    per_dim = {e["estimator"]: e["per_dim"] for e in row["estimates"]}
+    overlap = row["overlap"]
+    return {
+        "SAE": row["sae"],
+        "D / d": f"{row['d_sae_per_dim']:.3g}",
+        "L0": f"{row['l0']:.1f}",
+        "FVU": f"{row['fvu']:.3f}",
+        **{
+            column: "-" if (value := per_dim[name]) is None else f"{value:.3g}"
+            for column, name in _COLUMNS.items()
+        },
+        "overlap x d": "-" if overlap is None else f"{overlap * row['d_model']:.2f}",
+    }
+
+
+def _counted(chosen: Sequence[PublishedSAE], args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per SAE; a model is loaded once, and the rows of a hook point are captured once."""
     from interp.errors import UserError
     from interp.models import load
@@ -86,18 +91,19 @@ def _counted(chosen: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
     from interp.sae_counts import count_sae, held_out_rows
     from interp.tokens import tokens
 
-    rows, at, x, docs = [], None, None, None
+    rows = []
+    captured: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
     for one in chosen:
         fetched = fetch(one)
         point = args.hook_point or fetched.hook_point
         if point is None:
             raise UserError(f"{one}: says no hook point; give --hook-point")
-        if at != (one.model, point):
+        if (one.model, point) not in captured:
+            captured.clear()  # SAEs of one place stand together, and the next may need the memory
             model = load(one.model)
             blocks = tokens(args.text, model, n_tokens=args.tokens, split="held_out")
-            x, docs = held_out_rows(model, blocks, point)
-            at = (one.model, point)
-        found = count_sae(fetched.sae, x, docs, centred=fetched.centred)
+            captured[one.model, point] = held_out_rows(model, blocks, point)
+        found = count_sae(fetched.sae, *captured[one.model, point], centred=fetched.centred)
         place = {"sae": str(one), "model": one.model, "hook_point": point}
         rows.append(place | {"about": "all", "centred": fetched.centred} | found.to_json())
         print(f"{one}: done", file=sys.stderr)

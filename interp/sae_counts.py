@@ -97,17 +97,19 @@ def count_sae(
     totals = DocumentTotals.of(sae.encode(x), doc_ids, sae.d_sae)
     norms = sae.W_dec.norm(dim=1).numpy()
     generator = torch.Generator().manual_seed(seed)
-    common = {"d_in": sae.d_in, "k": sae.k, "generator": generator}
-    coverage = None
+    d_in, k, coverage = sae.d_in, sae.k, None
 
     def chao() -> Estimate:
         nonlocal coverage
-        found, coverage = chao2_latents(incidence_of(totals), d_in=sae.d_in, k=sae.k)
+        found, coverage = chao2_latents(incidence_of(totals), d_in=d_in, k=k)
         return found
 
     makers: list[Callable[[], Estimate]] = [
-        *(lambda tau=tau: live_latents(totals, tau, **common) for tau in TAUS),
-        *(lambda q=q: hill(q, totals, norms, **common) for q in ORDERS),
+        *(
+            lambda tau=tau: live_latents(totals, tau, d_in=d_in, k=k, generator=generator)
+            for tau in TAUS
+        ),
+        *(lambda q=q: hill(q, totals, norms, d_in=d_in, k=k, generator=generator) for q in ORDERS),
         chao,
     ]
     live = sae.W_dec[torch.from_numpy(totals.live())]

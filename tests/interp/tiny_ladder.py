@@ -21,7 +21,7 @@ from interp.ladder import build, card, train
 from interp.ladder.arm import Variant
 from interp.ladder.recipe import Recipe
 
-STEPS, BATCH = 200, 256
+STEPS, BATCH = 96, 256
 PROJECTS = 6
 
 
