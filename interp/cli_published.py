@@ -12,6 +12,7 @@ from interp.cli_parts import TEXT_HELP, command, count, json_flag, print_json, p
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from interp.models import Model
     from interp.published import PublishedSAE
 
 
@@ -92,15 +93,20 @@ def _counted(chosen: Sequence[PublishedSAE], args: argparse.Namespace) -> list[d
     from interp.tokens import tokens
 
     rows = []
+    # One of each at a time: SAEs of one place stand together, and the next may need the memory.
+    models: dict[str, Model] = {}
     captured: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
     for one in chosen:
+        if one.model not in models:  # first, because an architecture may not be known here
+            models.clear()
+            models[one.model] = load(one.model)
         fetched = fetch(one)
         point = args.hook_point or fetched.hook_point
         if point is None:
             raise UserError(f"{one}: says no hook point; give --hook-point")
         if (one.model, point) not in captured:
-            captured.clear()  # SAEs of one place stand together, and the next may need the memory
-            model = load(one.model)
+            captured.clear()
+            model = models[one.model]
             blocks = tokens(args.text, model, n_tokens=args.tokens, split="held_out")
             captured[one.model, point] = held_out_rows(model, blocks, point)
         found = count_sae(fetched.sae, *captured[one.model, point], centred=fetched.centred)

@@ -97,7 +97,8 @@ def count_sae(
     totals = DocumentTotals.of(sae.encode(x), doc_ids, sae.d_sae)
     norms = sae.W_dec.norm(dim=1).numpy()
     generator = torch.Generator().manual_seed(seed)
-    d_in, k, coverage = sae.d_in, sae.k, None
+    d_in, k = sae.d_in, sae.k
+    coverage: float | None = None
 
     def chao() -> Estimate:
         nonlocal coverage

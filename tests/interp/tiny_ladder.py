@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from interp import ladder
 from interp.ladder import build, card, train
-from interp.ladder.arm import Variant
+from interp.ladder.arm import BASE, Variant
 from interp.ladder.recipe import Recipe
 
 STEPS, BATCH = 96, 256
@@ -81,6 +81,15 @@ def write_corpus(work: Path) -> Path:
     np.save(work / "train.npy", np.tile(ids, 1 + STEPS * BATCH // len(ids)))
     np.save(work / "held_out.npy", ids[:2_000])
     return work
+
+
+def ship_base(work: Path) -> None:
+    """The main arm's model that the others vary, under its own name."""
+    ids = build._ids(work)
+    run_dir = work / "main" / BASE
+    model = train.train(base_recipe(), ids["train"], ids["held_out"], run_dir)
+    build.export(model, BASE, base_recipe(), build._log(run_dir), 6.0, work)
+    build.add_to_record(f"ladder/{BASE}", evaluate(BASE))
 
 
 def run(step: str, work: Path) -> None:
