@@ -24,6 +24,8 @@ AFTERWARDS = {
     "__init__.py",
     "analysis.py",
     "bootstrap.py",
+    "bridge.py",
+    "bridge_figures.py",
     "budgets.py",
     "calibrate.py",
     "calibrate_cells.py",
