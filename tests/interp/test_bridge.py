@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_a_run_leaves_summary_and_figures_and_resumes(tmp_path: Path) -> None:
     # The same but for the time it took.
     assert lost.read_bytes().split(b'"seconds"')[0] == content.split(b'"seconds"')[0]
     with pytest.raises(UserError, match="n_steps is 200 there"):
-        bridge(BridgeConfig(m=8, n_steps=100), out, command="", quiet=True)
+        bridge(replace(TINY, n_steps=100), out, command="", quiet=True)
 
 
 def test_another_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
