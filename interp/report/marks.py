@@ -119,7 +119,7 @@ def packing_points(
                     "y": twin,
                     "low": row.twin.per_dim.low,
                     "high": twin if row.twin.censored else row.twin.per_dim.high,
-                    "arrow": row.twin.censored,
+                    **({"arrow": True} if row.twin.censored else {}),
                     "reading": with_interval(row.twin.per_dim),
                 }
             )
