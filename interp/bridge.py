@@ -37,7 +37,7 @@ from interp.toy_measures import REPRESENTED_NORM, measure
 from interp.toy_model import Scratch, ToyConfig, ToyModel
 from interp.toy_sweep import advance, workers
 
-DECAYS = (-1.0, 0.0, 0.1, 0.3, 1.0)
+DECAYS = (-1.0, 0.0, 0.3, 1.0, 3.0)
 """From strong superposition, where every feature is represented, to weak, where few are."""
 PER_DIM = (2, 4, 8)
 """Features of the data per dimension."""
