@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -39,19 +39,37 @@ N_BOOTSTRAP = 50
 Row = dict[str, Any]
 
 
+class RowSource(Protocol):
+    """Where rows come from: an endless supply, determined by the generator."""
+
+    def rows(
+        self, n: int, *, generator: torch.Generator
+    ) -> tuple[Float[Tensor, "row d_in"], Tensor]:
+        """n rows, and what they were made of."""
+        ...
+
+    def stream(
+        self, n_rows: int, *, generator: torch.Generator
+    ) -> Iterator[Float[Tensor, "row d_in"]]:
+        """The same in pieces."""
+        ...
+
+
 def run_replicate(
     cell: Cell,
     replicate: int,
     config: CalibrationConfig,
     *,
+    data: RowSource | None = None,
     workers: int | None = None,
     heartbeat: Callable[[float], None] = lambda share: None,
 ) -> list[Row]:
     """Rows of one replicate, one per dictionary size and estimator.
 
-    Determined by cell, replicate and config. `heartbeat` is told the share of the training done.
+    Determined by cell, replicate and config. `data`: other rows of the cell's width than the
+    synthetic ones that it describes. `heartbeat` is told the share of the training done.
     """
-    data = SyntheticData(cell.data(seed=replicate))
+    data = data or SyntheticData(cell.data(seed=replicate))
     main, half = _train(data, cell, replicate, config, workers, heartbeat)
     generator = torch.Generator().manual_seed(2 * replicate + 1)
     x, _ = data.rows(config.held_out_rows, generator=generator)
@@ -84,7 +102,7 @@ class Count(NamedTuple):
 
 
 def _train(
-    data: SyntheticData,
+    data: RowSource,
     cell: Cell,
     replicate: int,
     config: CalibrationConfig,

@@ -18,6 +18,7 @@ from interp import (
     cli_capture,
     cli_explore,
     cli_labels,
+    cli_published,
     cli_saes,
     cli_scaling,
     cli_toy,
@@ -49,6 +50,11 @@ _OF_THE_SYSTEM = {
 }  # fmt: skip
 """Errors that say something of a path or a disk, and nothing of this program."""
 _LOSS_TOKENS = 262_144
+_SHIPPED = {
+    "train": "put finished models into the package, with their records and the card",
+    "arm": "put finished models into the package, with their records and the card",
+    "budgets": "put the losses into the package and the card",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,6 +144,7 @@ def build_parser() -> OneLineParser:
 
     cli_capture.add(commands)
     cli_saes.add(commands)
+    cli_published.add(commands)
     cli_labels.add(commands)
     cli_explore.add(commands)
     cli_scaling.add(commands)
@@ -225,10 +232,8 @@ def build_parser() -> OneLineParser:
             step.add_argument("--only", nargs="+", metavar="MODEL", help="some of them")
         elif name != "corpus":
             step.add_argument("--widths", nargs="+", type=int, metavar="N", help="d_model")
-        if name in {"train", "arm"}:
-            step.add_argument(
-                "--ship", action="store_true", help="put finished models into the package"
-            )
+        if name in _SHIPPED:
+            step.add_argument("--ship", action="store_true", help=_SHIPPED[name])
     return parser
 
 
@@ -426,7 +431,7 @@ def _ladder_arm(args: argparse.Namespace) -> None:
 def _ladder_budgets(args: argparse.Namespace) -> None:
     from interp.ladder import build
 
-    build.train_budgets(args.dir, args.widths)
+    build.train_budgets(args.dir, args.widths, ship=args.ship)
 
 
 def _card_losses(name: str) -> dict[str, Any]:

@@ -42,6 +42,65 @@ def add(commands: Any) -> None:
     )
     json_flag(calibrate)
 
+    bridge = command(
+        commands,
+        "bridge",
+        _bridge,
+        "the count of a toy model's hidden states beside what it represents and loses; resumes",
+        "interp bridge --out runs/bridge",
+    )
+    bridge.add_argument("--out", type=Path, default=Path("runs/bridge"), metavar="DIR")
+    bridge.add_argument("--steps", type=count, metavar="N", help="of each toy model (10000)")
+    bridge.add_argument("--rows", type=count, metavar="N", help="training rows of each SAE (1M)")
+    bridge.add_argument("--seeds", type=int, metavar="N", help="SAEs of each size (5)")
+    bridge.add_argument("--per-dim", nargs="+", type=int, metavar="N", help="features (2 4 8)")
+    bridge.add_argument("--decays", nargs="+", type=float, metavar="G", help="signed decays")
+    bridge.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads (2)")
+    json_flag(bridge)
+
+
+def _bridge(args: argparse.Namespace) -> None:
+    from interp.bridge import BridgeConfig, bridge
+
+    given = {
+        "n_steps": args.steps,
+        "n_rows": args.rows,
+        "n_seeds": args.seeds,
+        "per_dim": args.per_dim and tuple(args.per_dim),
+        "decays": args.decays and tuple(args.decays),
+    }
+    config = BridgeConfig(**{key: value for key, value in given.items() if value})
+    words = list(sys.argv[1:]) if sys.argv[0].endswith("interp") else ["bridge"]
+    command_line = shlex.join(["interp", *words])
+    summary = bridge(config, args.out, command=command_line, threads=args.threads)
+    if args.json:
+        print_json(summary)
+        return
+    shown = [
+        {
+            "n / m": cell["n_per_dim"],
+            "decay": f"{cell['decay']:+g}",
+            "represented / m": f"{cell['represented_per_dim']:.2f}",
+            "counted / m": "-"
+            if cell["counted_per_dim"] is None
+            else f"{'>= ' if cell['bound'] else ''}{cell['counted_per_dim']:.2f}",
+            "loss": f"{cell['loss']:.4f}",
+            "note": cell["reason"] or "",
+        }
+        for cell in summary["cells"]
+    ]
+    print_table(
+        shown, "toy models: what they represent, and what is counted in their hidden states"
+    )
+    for name in ("counted_with_represented", "counted_with_loss", "represented_with_loss"):
+        found = summary[name]
+        value = "-" if found["value"] is None else f"{found['value']:+.2f} (p {found['p']:.2g})"
+        print(
+            f"{name.replace('_', ' ')}: {value}{'; ' + found['reason'] if found['reason'] else ''}"
+        )
+    print(f"verdict: {summary['verdict']}")
+    print(f"\nsummary and figures: {args.out}")
+
 
 def _calibrate(args: argparse.Namespace) -> None:
     from interp import calibrate

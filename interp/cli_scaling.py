@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from interp.head_matrix import Matrix
 
 FORMS = ("width", "params", "depth", "data", "depth-data")
-_TABLE_HELP = "a CSV file (family,dataset,model,d_model,loss), a finished study's folder, or ladder"
+_TABLE_HELP = (
+    "a CSV file (family,dataset,model,d_model,loss), a finished study's folder, ladder, or "
+    "ladder-tokens (with the recorded losses after fewer tokens)"
+)
 _FIGURE_HELP = "write it as .png or .svg too"
 _BAND_TOKENS = 262_144
 

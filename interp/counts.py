@@ -12,10 +12,12 @@ import pandas as pd
 from interp.calibration import calibrated
 from interp.config import StudyConfig
 from interp.estimate import Estimate, InsufficientData
-from interp.packing import saturation
+from interp.packing import MAX_CHANGE_IN_COUNT, saturation
 from interp.run import CONTROLS, TRAINED
 from interp.saturation import MIN_SIZES
-from interp.spots import primary_layer
+from interp.spots import HALF, primary_layer
+
+Z_95 = 1.959964
 
 
 class _Cell:
@@ -24,6 +26,9 @@ class _Cell:
     def __init__(self, rows: pd.DataFrame) -> None:
         main = rows[(rows["role"] == "main") & (rows["seed"].isna() | (rows["seed"] == 0))]
         self._rows = {r["quantity"]: r for r in main.to_dict("records")}
+        halves = rows[(rows["role"] == HALF) & (rows["quantity"] == "reproducible")]["value"]
+        self.half = None if halves.empty else float(halves.iloc[0])
+        """S_>=2 of the same seeds after half of the training tokens."""
 
     def get(self, quantity: str, field: str = "value") -> float | None:
         row = self._rows.get(quantity)
@@ -51,7 +56,8 @@ class _Cell:
             quantity,
             value=value,
             ci_low=self.get(quantity, "ci_low"),
-            ci_high=self.get(quantity, "ci_high"),
+            # The interval of a full dictionary is that of its size: nothing bounds it from above.
+            ci_high=None if censored else self.get(quantity, "ci_high"),
             per_dim=None if value is None else value / d_model,
             n_tokens=self.whole("held_out_tokens"),
             n_seeds=n_seeds if quantity == "reproducible" else 1,
@@ -96,7 +102,12 @@ def packing_records(
                     control: cell.estimate(quantity, int(d_model), int(d_sae), config.n_seeds)
                     for control, cell in by_control.items()
                 }
-                records.append(where | _record(found))
+                record = where | _record(found)
+                if quantity == "reproducible":
+                    larger = [c[TRAINED] for d, c in sizes if d > d_sae and TRAINED in c]
+                    record |= {"outgrown": _outgrown(by_control[TRAINED], larger)}
+                    _add_what_was_behind(record, by_control)
+                records.append(record)
         if len(sizes) >= MIN_SIZES:
             found = {
                 control: n
@@ -145,6 +156,37 @@ def sensitivity_records(
     return records
 
 
+def _outgrown(cell: _Cell, larger: list[_Cell]) -> bool | None:
+    """Whether a larger dictionary of the same place finds more: the count is then a lower bound.
+
+    More is beyond chance (95%, the two independent) and by at least what convergence lets pass. A
+    larger one need not have converged: what two of its seeds found is there. None without one.
+    """
+    value, se = cell.get("reproducible"), cell.get("reproducible_se")
+    others = [
+        (more, more_se)
+        for c in larger
+        if (more := c.get("reproducible")) is not None
+        and (more_se := c.get("reproducible_se")) is not None
+    ]
+    if value is None or se is None or not others:
+        return None
+    return any(
+        more - value > max(Z_95 * math.hypot(se, more_se), MAX_CHANGE_IN_COUNT * value)
+        for more, more_se in others
+    )
+
+
+def _add_what_was_behind(record: dict[str, Any], by_control: Mapping[str, _Cell]) -> None:
+    """Beside each count: that of half the training, and what chance gave and was subtracted."""
+    for one, cell in (
+        (record, by_control[TRAINED]),
+        *((control, by_control[control["name"]]) for control in record["controls"]),
+    ):
+        one["value_half"] = cell.half
+        one["null"] = cell.get("reproducible_null")
+
+
 def _saturation(
     sizes: list[tuple[int, dict[str, _Cell]]], control: str, d_model: int, config: StudyConfig
 ) -> Estimate | None:
@@ -187,8 +229,8 @@ def _saturation(
 def _record(found: Mapping[str, Estimate]) -> dict[str, Any]:
     """The trained model's estimate, with those of the controls inside."""
     keep = (
-        "value", "ci_low", "ci_high", "per_dim", "fvu", "fvu_matched", "converged", "censored",
-        "reason",
+        "value", "ci_low", "ci_high", "per_dim", "d_sae", "k", "fvu", "fvu_matched",
+        "tokens_per_latent", "converged", "censored", "reason",
     )  # fmt: skip
     own = found[TRAINED]
     record = own.to_json() | {"calibration": calibrated(own)}

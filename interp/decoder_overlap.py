@@ -80,8 +80,12 @@ def overlap_estimates(
 
     dictionaries: the live decoder rows of each seed. Interval: Student's t over seeds, which are
     replicates; one dictionary's rows are not independent. `overlap` has no value per dimension.
-    Raises InsufficientData, for the first, with one seed.
+    Raises InsufficientData, for the first, with one seed and where a seed has fewer than two rows.
     """
+    if (fewest := min(map(len, dictionaries))) < 2:
+        blank = Estimate("overlap", None, n_seeds=len(dictionaries), d_sae=d_sae, k=k)
+        reason = f"a seed with {fewest} live latents; an overlap needs two"
+        raise InsufficientData(replace(blank, identified=False, reason=reason))
     found = [decoder_overlap(W, centred=centred) for W in dictionaries]
     d_in = dictionaries[0].shape[1]
     suffix = "_centred" if centred else ""

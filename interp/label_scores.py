@@ -6,7 +6,7 @@ other, so that the best of thousands of latents is not flattered by having been 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,24 +26,25 @@ MIN_SHIFT_TOKENS = 1_000
 
 @dataclass(frozen=True)
 class LabelScore:
-    """One label, and the latent that tells it best."""
+    """A latent and a label: that one's best latent (`score_labels`) or this one's best label."""
 
     label: str
     n_tokens: int
     """That carry it, in both halves."""
     latent: int
-    """Chosen on the first half, with the activation above which it says yes."""
+    """Label or latent was chosen on the first half, with the cut: the activation above which the
+    latent says yes."""
     threshold: float
     f1: float
     """On the second half. Saying yes everywhere has 2 p / (1 + p) for a share of p."""
-    auc: float
-    """On the second half, of the activation, ties counting half."""
     null_f1: float
     """The largest F1 of the same procedure over labels shifted along the text."""
+    auc: float
+    """On the second half, of the activation, ties counting half."""
 
     @property
     def dedicated(self) -> bool:
-        """Whether the latent tells the label, more than any latent told a shifted one."""
+        """Whether the latent tells the label, and more than the procedure finds in shifted ones."""
         return self.f1 >= MIN_F1 and self.f1 > self.null_f1
 
 
@@ -67,51 +68,8 @@ def score_labels(
 
     Raises ValueError where shapes disagree.
     """
-    labels, columns = _enough(acts, labels, names, first_half)
-    firings = _Firings.of(acts, d_sae)
-    if not len(columns) or not len(firings.bounds):
-        return []
-    chosen = _choose(firings, labels, first_half)
-    f1, auc = _score(firings, labels, ~first_half, chosen)
-    null = np.zeros(len(columns))
-    for by in _shifts(len(labels), n_null, generator):
-        shifted = np.roll(labels, by, axis=0)
-        null = np.maximum(
-            null,
-            _score(firings, shifted, ~first_half, _choose(firings, shifted, first_half))[0],
-        )
-    if len(labels) <= 2 * MIN_SHIFT_TOKENS:
-        null[:] = 1.0  # too short a text to shift: nothing is shown
-    return [
-        LabelScore(
-            label=names[int(column)],
-            n_tokens=int(labels[:, i].sum()),
-            latent=int(chosen.latent[i]),
-            threshold=float(chosen.threshold[i]),
-            f1=float(f1[i]),
-            auc=float(auc[i]),
-            null_f1=float(null[i]),
-        )
-        for i, column in enumerate(columns)
-    ]
-
-
-@dataclass(frozen=True)
-class LatentLabel:
-    """One latent, and the label that it tells best."""
-
-    label: str
-    n_tokens: int
-    """That carry it, in both halves."""
-    f1: float
-    """On the second half; label and cut were chosen on the first."""
-    null_f1: float
-    """The largest over labels shifted along the text, by the same procedure."""
-
-    @property
-    def told(self) -> bool:
-        """Whether the latent tells the label, more than it told any shifted one."""
-        return self.f1 >= MIN_F1 and self.f1 > self.null_f1
+    data = _Labelled.of(acts, d_sae, labels, names, first_half)
+    return data.scores(_latent_of_each_label, n_null, generator)
 
 
 def label_latents(
@@ -123,47 +81,14 @@ def label_latents(
     *,
     generator: torch.Generator,
     n_null: int = 3,
-) -> dict[int, LatentLabel]:
+) -> dict[int, LabelScore]:
     """The label that each counted latent tells best: `score_labels`, asked of latents.
 
     A latent that never fires on the first half has none. Raises ValueError where shapes disagree.
     """
-    labels, columns = _enough(acts, labels, names, first_half)
-    firings = _Firings.of(acts, d_sae)
-    if not len(columns):
-        return {}
-    found = _name(firings, labels, first_half)
-    null = dict.fromkeys(found, 0.0)
-    for by in _shifts(len(labels), n_null, generator):
-        for latent, (_, f1) in _name(firings, np.roll(labels, by, axis=0), first_half).items():
-            null[latent] = max(null[latent], f1)
-    shown = len(labels) > 2 * MIN_SHIFT_TOKENS
-    return {
-        latent: LatentLabel(
-            label=names[int(columns[i])],
-            n_tokens=int(labels[:, i].sum()),
-            f1=f1,
-            null_f1=null[latent] if shown else 1.0,
-        )
-        for latent, (i, f1) in found.items()
-    }
-
-
-def _name(
-    firings: _Firings,
-    labels: Bool[np.ndarray, "token label"],
-    first_half: Bool[np.ndarray, " token"],
-) -> dict[int, tuple[int, float]]:
-    """Of each latent: the label with the largest F1 on one half, and its F1 on the other."""
-    found = {}
-    positives = labels[~first_half].sum(0)
-    for number, cuts, f1 in _best_cuts(firings, labels, first_half):
-        i = int(f1.argmax())
-        start, end = firings.bounds[number]
-        there = ~first_half[firings.token[start:end]] & (firings.value[start:end] >= cuts[i])
-        hits = int(labels[firings.token[start:end][there], i].sum())
-        found[number] = i, 2 * hits / max(int(there.sum()) + int(positives[i]), 1)
-    return found
+    data = _Labelled.of(acts, d_sae, labels, names, first_half)
+    found = data.scores(_label_of_each_latent, n_null, generator)
+    return {score.latent: score for score in found}
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,21 +113,75 @@ class _Firings:
         return cls(token[order], value[order], bounds)
 
 
-def _enough(
-    acts: SparseActs,
-    labels: Bool[np.ndarray, "token label"],
-    names: Sequence[str],
-    first_half: Bool[np.ndarray, " token"],
-) -> tuple[Bool[np.ndarray, "token column"], Int[np.ndarray, " column"]]:
-    """The labels that enough tokens of both halves carry, and which these are."""
-    if not len(acts.indices) == len(labels) == len(first_half) or labels.shape[1] != len(names):
-        raise ValueError(
-            f"{len(acts.indices)} tokens of activations, {labels.shape} labels of {len(names)} "
-            f"names and {len(first_half)} marks of the half do not belong together"
-        )
-    enough = np.minimum(labels[first_half].sum(0), labels[~first_half].sum(0)) >= MIN_TOKENS
-    columns = np.flatnonzero(enough)
-    return labels[:, columns], columns
+@dataclass(frozen=True, eq=False)
+class _Pairs:
+    """Latents and labels chosen for each other, and the cut above which the latent says yes."""
+
+    latent: Int[np.ndarray, " pair"]
+    column: Int[np.ndarray, " pair"]
+    threshold: Float[np.ndarray, " pair"]
+
+
+_Choose = Callable[[_Firings, Bool[np.ndarray, "token label"], Bool[np.ndarray, " token"]], _Pairs]
+
+
+@dataclass(frozen=True, eq=False)
+class _Labelled:
+    """Firings on tokens whose labels are known, of those labels that enough tokens carry."""
+
+    firings: _Firings
+    labels: Bool[np.ndarray, "token label"]
+    names: tuple[str, ...]
+    first_half: Bool[np.ndarray, " token"]
+
+    @classmethod
+    def of(
+        cls,
+        acts: SparseActs,
+        d_sae: int,
+        labels: Bool[np.ndarray, "token label"],
+        names: Sequence[str],
+        first_half: Bool[np.ndarray, " token"],
+    ) -> _Labelled:
+        if not len(acts.indices) == len(labels) == len(first_half) or labels.shape[1] != len(names):
+            raise ValueError(
+                f"{len(acts.indices)} tokens of activations, {labels.shape} labels of "
+                f"{len(names)} names and {len(first_half)} marks of the half do not belong together"
+            )
+        halves = labels[first_half].sum(0), labels[~first_half].sum(0)
+        columns = np.flatnonzero(np.minimum(*halves) >= MIN_TOKENS)
+        kept = tuple(names[int(column)] for column in columns)
+        return cls(_Firings.of(acts, d_sae), labels[:, columns], kept, first_half)
+
+    def scores(self, choose: _Choose, n_null: int, generator: torch.Generator) -> list[LabelScore]:
+        """Pairs chosen on the first half and scored on the other, beside those of shifted labels.
+
+        However labels lie, `choose` makes the same number of pairs for the same things.
+        """
+        if not self.names:
+            return []
+        chosen = choose(self.firings, self.labels, self.first_half)
+        f1, auc = _score(self.firings, self.labels, ~self.first_half, chosen)
+        null = np.zeros(len(f1))
+        for by in _shifts(len(self.labels), n_null, generator):
+            shifted = np.roll(self.labels, by, axis=0)
+            again = choose(self.firings, shifted, self.first_half)
+            null = np.maximum(null, _score(self.firings, shifted, ~self.first_half, again)[0])
+        if len(self.labels) <= 2 * MIN_SHIFT_TOKENS:
+            null[:] = 1.0  # too short a text to shift: nothing is shown
+        n_tokens = self.labels.sum(0)
+        return [
+            LabelScore(
+                label=self.names[int(column)],
+                n_tokens=int(n_tokens[column]),
+                latent=int(chosen.latent[i]),
+                threshold=float(chosen.threshold[i]),
+                f1=float(f1[i]),
+                null_f1=float(null[i]),
+                auc=float(auc[i]),
+            )
+            for i, column in enumerate(chosen.column)
+        ]
 
 
 def _shifts(n_tokens: int, n_null: int, generator: torch.Generator) -> Iterator[int]:
@@ -212,15 +191,9 @@ def _shifts(n_tokens: int, n_null: int, generator: torch.Generator) -> Iterator[
         yield MIN_SHIFT_TOKENS + int(torch.randint(room, (1,), generator=generator))
 
 
-@dataclass(frozen=True, eq=False)
-class _Chosen:
-    latent: Int[np.ndarray, " label"]
-    threshold: Float[np.ndarray, " label"]
-
-
-def _choose(
+def _latent_of_each_label(
     firings: _Firings, labels: Bool[np.ndarray, "token label"], half: Bool[np.ndarray, " token"]
-) -> _Chosen:
+) -> _Pairs:
     """The latent and cut of the largest F1 = 2 TP / (said yes + is yes), on the half."""
     best = np.full(labels.shape[1], -1.0)
     latent = np.zeros(labels.shape[1], dtype=np.int64)
@@ -229,7 +202,22 @@ def _choose(
         better = found > best
         best[better], latent[better] = found[better], number
         threshold[better] = cuts[better]
-    return _Chosen(latent, threshold)
+    told = np.flatnonzero(best >= 0)  # all or none: every latent that fires has a cut for each
+    return _Pairs(latent[told], told, threshold[told])
+
+
+def _label_of_each_latent(
+    firings: _Firings, labels: Bool[np.ndarray, "token label"], half: Bool[np.ndarray, " token"]
+) -> _Pairs:
+    """The label and cut of the largest F1, of every latent that fires on the half."""
+    chosen = [
+        (number, int(f1.argmax()), cuts[int(f1.argmax())])
+        for number, cuts, f1 in _best_cuts(firings, labels, half)
+    ]
+    latent, column, threshold = zip(*chosen, strict=True) if chosen else ((), (), ())
+    return _Pairs(
+        np.array(latent, dtype=np.int64), np.array(column, dtype=np.int64), np.array(threshold)
+    )
 
 
 def _best_cuts(
@@ -255,19 +243,19 @@ def _score(
     firings: _Firings,
     labels: Bool[np.ndarray, "token label"],
     half: Bool[np.ndarray, " token"],
-    chosen: _Chosen,
-) -> tuple[Float[np.ndarray, " label"], Float[np.ndarray, " label"]]:
-    """F1 and AUC of the chosen latents on the half."""
+    pairs: _Pairs,
+) -> tuple[Float[np.ndarray, " pair"], Float[np.ndarray, " pair"]]:
+    """F1 and AUC of the pairs on the half."""
     n, positives = int(half.sum()), labels[half].sum(0)
-    f1, auc = np.zeros(labels.shape[1]), np.zeros(labels.shape[1])
-    for i, number in enumerate(chosen.latent):
+    f1, auc = np.zeros(len(pairs.latent)), np.zeros(len(pairs.latent))
+    for i, (number, column) in enumerate(zip(pairs.latent, pairs.column, strict=True)):
         start, end = firings.bounds[int(number)]
         here = half[firings.token[start:end]]
         tokens, values = firings.token[start:end][here], firings.value[start:end][here]
-        is_label = labels[tokens, i]
-        said = values >= chosen.threshold[i]
-        f1[i] = 2 * (is_label & said).sum() / max(said.sum() + positives[i], 1)
-        auc[i] = _auc(values, is_label, int(positives[i]), n)
+        is_label = labels[tokens, column]
+        said = values >= pairs.threshold[i]
+        f1[i] = 2 * (is_label & said).sum() / max(said.sum() + positives[column], 1)
+        auc[i] = _auc(values, is_label, int(positives[column]), n)
     return f1, auc
 
 

@@ -78,8 +78,9 @@ class LossTable:
 
 
 def read_table(path: str | Path) -> LossTable:
-    """A CSV file with the columns NEEDED (and any of OPTIONAL), a finished study's folder, or
-    `ladder`, the losses that the embedded models were shipped with.
+    """A CSV file with the columns NEEDED (and any of OPTIONAL), a finished study's folder, `ladder`
+    (the losses that the embedded models were shipped with), or `ladder-tokens` (those on held-out
+    projects, and the recorded ones of the same widths after fewer tokens).
 
     Raises UserError for a file that is not there or no table, for missing columns, numbers that
     are none, a repeated row, a model of two sizes, and a family that has one model only on a data
@@ -92,6 +93,8 @@ def read_table(path: str | Path) -> LossTable:
         table = _from_study(path)
     elif str(path) == "ladder" and not path.exists():
         table = _from_ladder()
+    elif str(path) == "ladder-tokens" and not path.exists():
+        table = _from_budgets()
     else:
         table = _from_csv(path)
     return _checked(table)
@@ -102,7 +105,7 @@ def _from_csv(path: Path) -> LossTable:
         rows = pd.read_csv(path, skipinitialspace=True, comment="#")
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: no such file; give a CSV table, a study's folder or ladder"
+            f"{path}: no such file; give a CSV table, a study's folder, ladder or ladder-tokens"
         ) from error
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
         reason = str(error).strip().split("\n")[0][:120]
@@ -135,6 +138,33 @@ def _from_ladder() -> LossTable:
         for record in [ladder.record(name)]
     ]
     return LossTable("ladder", pd.DataFrame(rows))
+
+
+def _from_budgets() -> LossTable:
+    """Width and tokens varied together, so that each has a term of its own (`--form data`)."""
+    whole = _from_ladder().rows
+    whole = whole[whole["dataset"] == "held_out_projects"]
+    sizes = whole.set_index("d_model")[["n_params", "model"]]
+    rows = [
+        {
+            "family": "ladder",
+            "dataset": "held_out_projects",
+            "model": f"{sizes.model[one['d_model']]}, {one['n_tokens'] / 1e6:.1f}M tokens",
+            "d_model": one["d_model"],
+            "loss": one["held_out_projects_nats_per_token"],
+            "n_layers": N_LAYERS,
+            "n_params": sizes.n_params[one["d_model"]],
+            "train_tokens": one["n_tokens"],
+        }
+        for one in ladder.budgets()
+        if one["d_model"] in sizes.index
+    ]
+    if not rows:
+        raise UserError(
+            "ladder-tokens: no losses after fewer tokens are shipped; "
+            "`interp ladder budgets --ship` records them"
+        )
+    return LossTable("ladder-tokens", pd.concat([whole, pd.DataFrame(rows)], ignore_index=True))
 
 
 def _from_study(file: Path) -> LossTable:
@@ -195,7 +225,7 @@ def _counts(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
             continue
         found[row["model"]] = {
             "packing": row["per_dim"],
-            "packing_is_bound": float(bool(row.get("censored"))),
+            "packing_is_bound": float(bool(row.get("censored") or row.get("outgrown"))),
         }
     return found
 

@@ -157,7 +157,11 @@ def _exponent(
 
 
 def _fit_beta(rows: list[tuple[int, dict[str, Any]]]) -> ExponentFit:
-    """A count within the slack that convergence allows is known from above only."""
+    """A count within the slack that convergence allows is known from above only.
+
+    One that a larger dictionary outgrows is known from below only: as a count it would follow the
+    size of the dictionary, which is the same multiple of every width, and give a beta of 1.
+    """
     widths = np.array([d for d, _ in rows], dtype=float)
     counts, low, high = (
         np.array([np.nan if r[key] is None else r[key] for _, r in rows], dtype=float)
@@ -165,12 +169,14 @@ def _fit_beta(rows: list[tuple[int, dict[str, Any]]]) -> ExponentFit:
     )
     slack = COUNT_SLACK_PER_DIM * widths
     small = counts <= slack
+    bound = np.array([r["censored"] or bool(r.get("outgrown")) for _, r in rows], dtype=bool)
     return fit_exponent(
         widths,
         np.where(small, 0.0, counts),
         low,
-        np.where(small, np.fmax(high, slack), high),
-        np.array([r["censored"] for _, r in rows], dtype=bool) & ~small,
+        # A bound is as uncertain as its lower end says.
+        np.where(small, np.fmax(high, slack), np.where(bound, 2 * counts - low, high)),
+        bound & ~small,
     )
 
 

@@ -230,3 +230,37 @@ def test_toy_step_on_a_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
         }
     )  # fmt: skip
     assert "Target 6x: 5.0x at worst, missed." in text
+
+
+@pytest.fixture
+def matching(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.delitem(sys.modules, "matching", raising=False)
+    return importlib.import_module("matching")
+
+
+def test_matching_counts_what_is_planted_and_agrees_with_the_dense_way(
+    matching: ModuleType,
+) -> None:
+    assert matching.agreement(300, 12)
+    found = matching.measure(400, 48, 3, 4_000)
+    assert found["counted"] == found["planted"] == int(matching.SHARED * 400)
+    table = {"command": "python x", "threads": 2, "cpu": "a CPU", "torch": "2", "small": 300,
+             "agrees": True, "load_average": (1.0, 1.0, 1.0), "large": found}  # fmt: skip
+    text = matching.markdown(table)
+    assert "missed" not in text
+    slow = found | {"seconds": 3_600.0, "peak_bytes": 9_000_000_000, "counted": 239}
+    assert matching.markdown(table | {"large": slow, "agrees": False}).count("missed") == 4
+
+
+@pytest.mark.slow
+def test_matching_at_its_full_size_is_exact_in_bounded_memory(tmp_path: Path) -> None:
+    """In a process of its own, whose peak memory is the matching's. Its time is not judged."""
+    line = [sys.executable, str(FOLDER / "matching.py"), "--out", str(tmp_path)]
+    subprocess.run(line, check=True, timeout=7_200)
+    found = json.loads((tmp_path / "table.json").read_text())
+    large = found["large"]
+    assert (large["n_latents"], large["d"], large["n_seeds"]) == (32_768, 768, 5)
+    assert large["counted"] == large["planted"]
+    assert large["peak_bytes"] < 4e9, "one matrix of cosines alone would take 4.3 GB"
+    assert found["agrees"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
+    if path.stem.startswith("05") and not (ROOT / "results" / "referee").exists():
+        stand_in_for_the_arm(tmp_path / "runs" / "referee")
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
     cells = notebook.cells
     drawn = [i for i, cell in enumerate(cells) if any(map(is_figure, cell.get("outputs", [])))]
@@ -25,6 +29,14 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     assert not any("<script" in text for text in html), "shown by a script, perhaps from a network"
     for i in drawn:
         assert cells[i + 1].source.startswith("**Reading.**"), f"cell {i} draws a figure unread"
+
+
+def stand_in_for_the_arm(folder: Path) -> None:
+    """A finished study of planted numbers, until there is one that was measured."""
+    sys.path.append(str(ROOT / "tests" / "interp"))
+    import arm_run
+
+    arm_run.write_run(folder, arm_run.summary(arm_run.decay_packs, arm_run.loss_follows))
 
 
 def is_figure(output: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -27,6 +28,35 @@ def readme() -> ModuleType:
 def test_the_generated_blocks_are_current(readme: ModuleType) -> None:
     text = (ROOT / "README.md").read_text()
     assert readme.rendered(text) == text, "run `make readme`"
+
+
+def test_the_findings_are_those_of_the_committed_runs(readme: ModuleType) -> None:
+    text = readme.FINDINGS.read_text()
+    assert readme.rendered(text, readme.FINDING_BLOCKS) == text, "run `make readme`"
+    folders = [p for p in readme.FINDINGS.parent.iterdir() if p.is_dir()]
+    assert not [p.name for p in folders if f"{p.name}/" not in text], "every folder is told of"
+
+
+def test_a_finding_is_told_from_its_numbers(
+    readme: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two runs that differ in what was planted, each block says its own."""
+    sys.path.append(str(ROOT / "tests" / "interp"))
+    import arm_run
+
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    assert "not committed yet" in readme.constant_width()
+    told = []
+    for loss in (arm_run.loss_follows, arm_run.nothing):
+        data = arm_run.summary(arm_run.decay_packs, loss)
+        arm_run.write_run(tmp_path / "results" / "referee", data)
+        text = readme.constant_width()
+        assert data["headline"] in text
+        assert data["command"] in text
+        assert "What a referee would say" in text
+        told.append(text)
+    assert "loss falls where packing rises" in told[0]
+    assert "no evidence that loss moves with it" in told[1]
 
 
 def test_every_module_is_listed_once(readme: ModuleType) -> None:

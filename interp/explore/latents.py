@@ -16,7 +16,7 @@ from interp.explore.agreement import in_other_seeds, neighbours
 from interp.explore.firings import Firings, Text
 from interp.explore.lens import Lens
 from interp.explore.records import Latent, Match, Tokens
-from interp.label_scores import LatentLabel, label_latents
+from interp.label_scores import LabelScore, label_latents
 from interp.python_labels import LABELS
 from saes.edges import activation_matrix
 from saes.latent_set import LatentSet, live_mask, merge_duplicates
@@ -104,7 +104,7 @@ class Seeds:
         out[mine[:, seed]] = (mine >= 0).sum(axis=1)
         return out
 
-    def labelled(self, seed: int, tokenized: Tokenized) -> dict[int, LatentLabel]:
+    def labelled(self, seed: int, tokenized: Tokenized) -> dict[int, LabelScore]:
         """On the tokens of Python documents, every other of which is one half."""
         if tokenized.labels is None:
             return {}
@@ -152,7 +152,7 @@ def latents(
             found_by=int(found_by[i]) if matched and states[i] == "counted" else None,
             label=label.label if label else None,
             label_f1=label.f1 if label else None,
-            label_told=bool(label and label.told),
+            label_told=bool(label and label.dedicated),
             fires_on=firings.fires_on(tokenized.text.text, N_FIRES_ON),
             promotes=_named(lens.promoted[i], lens.promoted_logits[i], tokenized.vocabulary),
             suppresses=_named(lens.suppressed[i], lens.suppressed_logits[i], tokenized.vocabulary),

@@ -58,6 +58,11 @@ def levers(name: str) -> dict[str, Any]:
     )
 
 
+def budgets() -> list[dict[str, Any]]:
+    """Recorded losses of every width after fewer tokens; empty where none were shipped."""
+    return json.loads(BUDGETS_FILE.read_text()) if BUDGETS_FILE.exists() else []
+
+
 def tokenizer_path() -> Path:
     """Folder with the tokenizer that all models of the ladder share."""
     return CHECKPOINTS / "tokenizer"

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerFast
 
+from interp import durable
 from interp.errors import UserError
 from interp.ladder import BUDGETS_FILE, CHECKPOINTS, PREFIX, RECORDS_FILE, tokenizer_path
 from interp.ladder import corpus as corpus_module
@@ -149,17 +150,19 @@ def train_arm(
             heartbeat=_heartbeat(name, recipe),
         )
         if ship:
-            export(model, name, recipe, _log(run_dir), baseline, work_dir)
             lever = {"name": variant.lever, "value": variant.value}
-            add_to_record(PREFIX + name, evaluate(PREFIX + name) | {"lever": lever})
+            export(model, name, recipe, _log(run_dir), baseline, work_dir, lever=lever)
+            add_to_record(PREFIX + name, evaluate(PREFIX + name))
     if ship:
         write_card()
 
 
-def train_budgets(work_dir: Path, widths: Sequence[int] | None = None) -> None:
+def train_budgets(
+    work_dir: Path, widths: Sequence[int] | None = None, *, ship: bool = False
+) -> None:
     """Loss of every width after fewer tokens, each with a decay of its own, into `budgets.json`.
 
-    Models are not shipped.
+    `ship` puts the losses into the package and the model card; these models stay behind.
     """
     ids = _ids(work_dir)
     for d_model in widths or WIDTHS:
@@ -183,6 +186,10 @@ def train_budgets(work_dir: Path, widths: Sequence[int] | None = None) -> None:
                 "held_out_projects_nats_per_token": _log(run_dir)[-1]["held_out_loss_nats"],
             }
             _add_budget(work_dir / BUDGETS_FILE.name, found)
+    if ship:
+        for found in json.loads((work_dir / BUDGETS_FILE.name).read_text()):
+            _add_budget(BUDGETS_FILE, found)
+        write_card()
 
 
 def _add_budget(file: Path, found: dict[str, Any]) -> None:
@@ -244,8 +251,12 @@ def export(
     log: list[dict[str, Any]],
     baseline: float,
     work_dir: Path,
+    *,
+    lever: dict[str, Any] | None = None,
 ) -> None:
     """Put a finished model into the package: fp16 safetensors, config, and its record.
+
+    `lever`: what was varied, of a model of the arm.
 
     The attention implementation used in training is not part of the model and is not saved.
     """
@@ -273,6 +284,7 @@ def export(
         # A spike: a logged mean that rises by more than 0.2 nats over the one before.
         "loss_spikes": sum(b - a > 0.2 for a, b in pairwise(losses)),
         "train_loss_nats": [[line["n_tokens"], round(line["train_loss_nats"], 4)] for line in log],
+        **({} if lever is None else {"lever": lever}),
     }
     add_to_record(PREFIX + name, record)
 
@@ -325,6 +337,4 @@ def _say(text: str) -> None:
 
 
 def _write(path: Path, value: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(path)
+    durable.write(path, (json.dumps(value, indent=1) + "\n").encode())

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from interp.ladder import BUDGETS_FILE, PREFIX, RECORDS_FILE
+from interp import durable
+from interp.ladder import PREFIX, RECORDS_FILE, budgets
 from interp.ladder.arm import BASE, LEVERS
 from interp.ladder.bracket import best_run, open_sides
 from interp.ladder.corpus import MANIFEST_FILE
@@ -184,5 +185,4 @@ def write_card() -> None:
     records, manifest, bracket = (
         json.loads(f.read_text()) for f in (RECORDS_FILE, MANIFEST_FILE, BRACKET_FILE)
     )
-    budgets = json.loads(BUDGETS_FILE.read_text()) if BUDGETS_FILE.exists() else []
-    CARD_FILE.write_text(card_text(records, manifest, bracket, budgets))
+    durable.write(CARD_FILE, card_text(records, manifest, bracket, budgets()).encode())

@@ -23,6 +23,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
+from interp import durable
 from interp.errors import UserError
 from interp.ladder import signed_decay
 from interp.ladder.recipe import (
@@ -234,7 +235,7 @@ def train(
             if done or now - last_save > CHECKPOINT_SECONDS:
                 _save(run_dir / "state.safetensors", model, optimizer, state)
                 last_save = time.monotonic()
-    (run_dir / "log.json").write_text(json.dumps(state.log, indent=0) + "\n")
+    durable.write(run_dir / "log.json", (json.dumps(state.log, indent=0) + "\n").encode())
     return model.eval()
 
 
@@ -281,7 +282,7 @@ def _claim(run_dir: Path, recipe: Recipe) -> None:
     path = run_dir / "recipe.json"
     if path.exists() and Recipe.model_validate_json(path.read_text()) != recipe:
         raise UserError(f"{run_dir} holds a run of another recipe; choose another folder")
-    path.write_text(recipe.model_dump_json(indent=1) + "\n")
+    durable.write(path, (recipe.model_dump_json(indent=1) + "\n").encode())
 
 
 def _save(

@@ -7,7 +7,7 @@ preview, not identified, censored at D, and "not distinguishable from an untrain
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from interp.report.arm_answering import arm_more, arm_sentence
+from interp.report.arm_answering import arm_more, arm_sentence, rising_twins
 from interp.report.contrast import Contrast, Verdict, contrast
 from interp.report.records import Exponent, PackingRow, Summary
 from interp.report.wording import in_prose, known_values, listed, plural, significant, span
@@ -28,8 +28,14 @@ def answer(summary: Summary) -> Answer:
     rows = rows_in_the_answer(summary)
     if summary.arm is not None:
         first = arm_sentence(summary, summary.arm, rows, feature_noun(summary.about))
-        return Answer(first, (*arm_more(summary, summary.arm, rows), *_bound(rows)))
-    more = [*_bound(rows), _width(summary, rows), _loss(summary)]
+        return Answer(first, (*arm_more(summary, summary.arm, rows), *_bound(summary, rows)))
+    rising = at_widths([r for r in rows if r.twin is not None and r.twin.rising])
+    more = [
+        *rising_twins(rows, rising),
+        *_bound(summary, rows),
+        _width(summary, rows),
+        _loss(summary),
+    ]
     return Answer(_packing(summary, rows), tuple(text for text in more if text))
 
 
@@ -121,6 +127,11 @@ def _sentence(rows: Sequence[PackingRow], contrasts: Sequence[Contrast]) -> str:
             f"({len(by_verdict[Verdict.SAME])} of {plural(len(contrasts), 'model')} with a twin): "
             f"{trained}; {twins}."
         )
+    if all(c.row.twin is not None and c.row.twin.censored for c in contrasts):
+        return (
+            f"{trained}; {twins}. Both fill their dictionaries, so these counts cannot tell a "
+            f"trained network from an untrained one."
+        )
     return f"{trained}; {twins}, without an interval that could tell the two apart everywhere."
 
 
@@ -144,16 +155,21 @@ def _trained(rows: Sequence[PackingRow]) -> str:
 def _twins(contrasts: Sequence[Contrast], *, of_all: bool) -> str:
     controls = [c.row.twin for c in contrasts if c.row.twin is not None]
     values = known_values(control.per_dim for control in controls)
+    full = [c.row for c in contrasts if c.row.twin is not None and c.row.twin.censored]
     who = "their untrained twins pack" if of_all else "the untrained twins at "
     if not of_all:
         who += f"{at_widths([c.row for c in contrasts], few=True)} pack"
     if len(contrasts) == 1:
         who = "its untrained twin packs" if of_all else who.replace("twins", "twin") + "s"
-    text = f"{who} {span(values)}"
+    everywhere = len(full) == len(contrasts)
+    notes = []
+    if full:
+        notes.append("censored at D" + ("" if everywhere else f" for {at_widths(full)}"))
     if not all(control.converged for control in controls):
         every = not any(control.converged for control in controls)
-        text += " (not converged)" if every else " (not all converged)"
-    return text
+        notes.append("not converged" if every else "not all converged")
+    text = f"{who} {'at least ' if full and everywhere else ''}{span(values)}"
+    return text + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _place(rows: Sequence[PackingRow]) -> str:
@@ -166,18 +182,53 @@ def _place(rows: Sequence[PackingRow]) -> str:
     return "at the primary layer"
 
 
-def _bound(rows: Sequence[PackingRow]) -> list[str]:
-    ratios = sorted(
-        {round(r.d_sae / r.model.d_model, 1) for r in rows if r.d_sae and r.model.d_model}
-    )
+def _bound(summary: Summary, rows: Sequence[PackingRow]) -> list[str]:
+    ratios = _ratios(rows)
     if not rows or not ratios or not all(row.lower_bound for row in rows):
         return []
     if len(ratios) > 1:
         return ["These are lower bounds: the counts were still growing with the dictionary."]
-    return [
-        f"These are lower bounds: a dictionary of {ratios[0]:g} latents per dimension cannot show "
-        f"more features than that."
+    text = (
+        f"These are lower bounds: they are taken with {ratios[0]:g} latents per dimension, and "
+        f"what such dictionaries have no room for is not counted."
+    )
+    return [" ".join([text, *_larger(summary, rows)])]
+
+
+def _larger(summary: Summary, rows: Sequence[PackingRow]) -> list[str]:
+    """What the largest dictionaries of the same places count, where there are larger ones."""
+    places = {(row.model.name, row.layer): row for row in rows}
+    others = [
+        other
+        for other in summary.packing
+        if other.estimator == "reproducible"
+        and other.about == summary.about
+        and other.per_dim.value is not None
+        and (row := places.get((other.model.name, other.layer))) is not None
+        and (other.d_sae or 0) > (row.d_sae or 0)
     ]
+    ratios = _ratios(others)
+    if not ratios:
+        return []
+    largest = [other for other in others if _ratios([other]) == ratios[-1:]]
+    unsettled = sum(other.converged is not True for other in largest)
+    grown = [row for row in rows if row.outgrown]
+    text = (
+        f"With {ratios[-1]:g} per dimension {plural(len(largest), 'model')} count "
+        f"{span(known_values(other.per_dim for other in largest))}"
+        + (f" ({unsettled} of them not converged)" if unsettled else "")
+    )
+    if not grown:
+        return [f"{text}, hardly more."]
+    where = "" if len(grown) == len(rows) else f" at {at_widths(grown)}"
+    return [f"{text}: the count still grows with the dictionary{where}."]
+
+
+def _ratios(rows: Sequence[PackingRow]) -> list[float]:
+    """D / d_model of the rows, ascending."""
+    return sorted(
+        {round(r.d_sae / r.model.d_model, 1) for r in rows if r.d_sae and r.model.d_model}
+    )
 
 
 def _width(summary: Summary, rows: Sequence[PackingRow]) -> str:
@@ -189,6 +240,11 @@ def _width(summary: Summary, rows: Sequence[PackingRow]) -> str:
         f"Across {plural(exponent.n_models, 'model') if exponent.n_models else 'the models'} the "
         f"count grows as width to the power {in_prose(exponent.beta)}, {reading_of(exponent)}."
     )
+    low, high = exponent.beta.low, exponent.beta.high
+    bounded = bool(rows) and all(row.lower_bound for row in rows)
+    if bounded and low is not None and high is not None and low <= 1 <= high:
+        # SCIENCE section 7: this is also what "stays at D" gives.
+        text += " Counts held down by dictionaries of one size per dimension would give 1 too."
     if exponent.twin.value is not None:
         text += f" In the untrained twins the power is {in_prose(exponent.twin)}."
     elif exponent.twin_reason:

@@ -32,9 +32,9 @@ def arm_sentence(summary: Summary, arm: Arm, rows: Sequence[PackingRow], noun: s
     if found is None or found.spearman.value is None or (found.n_models or 0) < MIN_MODELS:
         why = "too few" if arm.n_usable < MIN_MODELS else (found.reason if found else "no test")
         sentence = (
-            f"not identified {where}: {arm.n_usable} of {plural(arm.n_models, 'count')} passed the "
-            f"convergence rule at the FVU asked for ({why}), so this run does not say whether loss "
-            f"moves with packing."
+            f"not identified {where}: {arm.n_usable} of {plural(arm.n_models, 'count')} can be "
+            f"used ({why}; a count must have converged at the FVU asked for and leave its "
+            f"dictionary room), so this run does not say whether loss moves with packing."
         )
     else:
         sentence = (
@@ -159,10 +159,27 @@ def _twin(rows: Sequence[PackingRow]) -> list[str]:
     pairs = [c for row in rows if (c := contrast(row)) is not None]
     if not pairs:
         return ["No untrained twin was measured, so this does not show what training adds."]
-    twins = known_values(c.row.twin.per_dim for c in pairs if c.row.twin is not None)
+    found = [c.row.twin for c in pairs if c.row.twin is not None]
+    values = known_values(twin.per_dim for twin in found)
+    at_least = "at least " if any(twin.censored for twin in found) else ""
     return [
-        f"The untrained twin of this width packs {span(twins)} per dimension; trained minus twin "
-        f"is {in_prose(pairs[0].difference)} for the {pairs[0].row.model.label} model."
+        f"The untrained twin of this width packs {at_least}{span(values)} per dimension; trained "
+        f"minus twin is {in_prose(pairs[0].difference)} for the {pairs[0].row.model.label} model.",
+        *rising_twins(rows, "this width"),
+    ]
+
+
+def rising_twins(rows: Sequence[PackingRow], where: str) -> list[str]:
+    """An untrained network's count that still grows is no level to set a model's count against."""
+    twins = [r.twin for r in rows if r.twin is not None and r.twin.rising]
+    if not twins:
+        return []
+    halves = [twin.half for twin in twins if twin.half is not None]
+    return [
+        f"The untrained count has not settled at {where}: {span(halves)} per dimension after half "
+        f"of the dictionaries' training tokens, {span(known_values(t.per_dim for t in twins))} "
+        f"after all. What lies between trained and untrained there holds for this much training "
+        f"and may shrink with more."
     ]
 
 

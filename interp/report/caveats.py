@@ -74,8 +74,14 @@ def _bounds(rows: Sequence[PackingRow]) -> list[str]:
     censored = [row for row in rows if row.censored]
     if censored:
         found.append(
-            f"Censored at D ({where(censored)}): the count was still growing with the dictionary, "
-            f"or could not be told from it. It is a lower bound; nothing here bounds it from above."
+            f"Censored at D ({where(censored)}): the count fills the dictionary, or was still "
+            f"growing with it. It is a lower bound; nothing here bounds it from above."
+        )
+    grown = [row for row in rows if row.outgrown]
+    if grown:
+        found.append(
+            f"Outgrown ({where(grown)}): a larger dictionary finds more there than chance allows. "
+            f"The count is a lower bound, and enters the exponent as one."
         )
     if rows and all(row.estimator == "reproducible" for row in rows):
         found.append(
@@ -105,6 +111,18 @@ def _twins(rows: Sequence[PackingRow]) -> list[str]:
         found.append(
             f"Trained minus twin includes zero ({where(same)}): there packing is not "
             f"distinguishable from an untrained network's."
+        )
+    full = [row for row in twinned if row.twin is not None and row.twin.censored]
+    if full:
+        found.append(
+            f"Full twins ({where(full)}): the untrained network's dictionaries are full too, so "
+            f"its count is a lower bound, and the difference has no lower end."
+        )
+    rising = [row for row in twinned if row.twin is not None and row.twin.rising]
+    if rising:
+        found.append(
+            f"Twins still rising ({where(rising)}): their counts grew with the last doubling of "
+            f"the training tokens. The difference is one at equal tokens, not a settled one."
         )
     apart = [row for row in twinned if row.twin is not None and row.twin.fvu_matched is False]
     if apart:

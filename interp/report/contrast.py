@@ -31,7 +31,8 @@ def contrast(row: PackingRow) -> Contrast | None:
     The interval joins the two without assuming symmetry: with estimates a, b and their intervals,
     low = a - b - sqrt((a - a_low)^2 + (b_high - b)^2), high likewise with the other ends. The two
     are taken as independent, which is conservative here: they share the evaluation documents.
-    A missing upper end of the trained count (censored) leaves the difference open above.
+    A missing upper end of the trained count (censored) leaves the difference open above, one of the
+    twin's leaves it open below: where both dictionaries are full nothing tells the two apart.
     Source: Zou and Donner 2008, Statistics in Medicine 27:1693, eq. 3 (MOVER).
     """
     a = row.per_dim

@@ -118,7 +118,8 @@ def packing_points(
                     "kind": KINDS[2] if row.twin.converged else KINDS[3],
                     "y": twin,
                     "low": row.twin.per_dim.low,
-                    "high": row.twin.per_dim.high,
+                    "high": twin if row.twin.censored else row.twin.per_dim.high,
+                    **({"arrow": True} if row.twin.censored else {}),
                     "reading": with_interval(row.twin.per_dim),
                 }
             )

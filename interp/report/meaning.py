@@ -43,7 +43,10 @@ def meaning(summary: Summary) -> tuple[tuple[str, str], ...]:
         (
             "Against an untrained twin.",
             "The twin has the same architecture with fresh random weights and goes through the "
-            "same steps. Only what stands above the twin can be credited to training.",
+            "same steps, to the same reconstruction error with as many tokens. Only what stands "
+            "above the twin can be credited to training. An untrained network's count may go on "
+            "growing with the dictionaries' training; a twin that has not converged is no settled "
+            "level.",
         ),
         (
             "Converged, or not counted.",
@@ -54,8 +57,10 @@ def meaning(summary: Summary) -> tuple[tuple[str, str], ...]:
         ),
         (
             "Bounded by the dictionary.",
-            "A dictionary of D latents cannot show more than D features. Where the count still "
-            "grows with D it is called censored at D, and is a lower bound.",
+            "A dictionary of D latents has room for D features, and several of them together show "
+            "few more, because two must share one. Where the count fills the dictionary it is "
+            "called censored at D; there, and where a larger dictionary finds more, it is a lower "
+            "bound.",
         ),
         _explained(summary),
     )

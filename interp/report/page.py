@@ -26,6 +26,7 @@ from interp.report.caveats import caveats, remaining_warnings
 from interp.report.figures import all_figures
 from interp.report.marks import Figure
 from interp.report.meaning import meaning
+from interp.report.objections import objections
 from interp.report.reading import RunRecords, read_run
 from interp.report.records import Mixed, Summary
 from interp.report.spreadsheet import data_uri
@@ -87,6 +88,7 @@ def render(run: RunRecords, drawn: Mapping[str, Figure], vectors: Mapping[str, s
         warnings=remaining_warnings(summary),
         glance=_glance(run),
         meaning=meaning(summary),
+        objections=objections(summary),
         summary=summary,
         scaling=_scaling_lines(summary),
         mixed=_mixed_line(summary.mixed),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,9 @@ def _packing(record: Mapping[str, Any], models: Mapping[str, ModelRecord]) -> Pa
         # A row of a model that is not listed still shows; its width follows from its own numbers.
         d_model = round(count.value / per_dim) if count.value and per_dim else None
         model = _model({"name": name, "d_model": d_model})
-    scaled = count.over(model.d_model)
+    if censored:
+        count = replace(count, high=None)  # a full dictionary bounds nothing from above
+    scaled, half = count.over(model.d_model), number(record.get("value_half"))
     controls = [_control(one, model.d_model) for one in record.get("controls") or ()]
     return PackingRow(
         model=model,
@@ -135,19 +137,27 @@ def _packing(record: Mapping[str, Any], models: Mapping[str, ModelRecord]) -> Pa
         reason=record.get("reason"),
         calibration=str(record.get("calibration") or "uncalibrated"),
         k_rule=str(record.get("k_rule") or "fvu"),
+        outgrown=bool(record.get("outgrown")),
+        half=half / model.d_model if half is not None and model.d_model else None,
+        null=number(record.get("null")),
         primary_layer=record.get("primary_layer"),
     )
 
 
 def _control(record: Mapping[str, Any], d_model: int | None) -> Control:
     scaled, per_dim = interval(record).over(d_model), number(record.get("per_dim"))
+    censored, half = bool(record.get("censored")), number(record.get("value_half"))
+    high = None if censored else scaled.high
     return Control(
         name=str(record.get("name")),
-        per_dim=Interval(scaled.value if per_dim is None else per_dim, scaled.low, scaled.high),
+        per_dim=Interval(scaled.value if per_dim is None else per_dim, scaled.low, high),
         fvu=number(record.get("fvu")),
         fvu_matched=record.get("fvu_matched"),
         converged=record.get("converged"),
         reason=record.get("reason"),
+        censored=censored,
+        half=half / d_model if half is not None and d_model else None,
+        k=number(record.get("k")),
     )
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 ARM = "constant_width"
+NO_CHANGE_PER_DIM = 0.05
+"""Features per dimension that a count may change by and count as steady."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,22 @@ class Control:
     fvu_matched: Any
     converged: bool | None
     reason: str | None
+    censored: bool = False
+    """Its dictionaries are full: the count is a lower bound."""
+    half: float | None = None
+    """Per dimension, after half of the training tokens."""
+    k: float | None = None
+
+    @property
+    def rising(self) -> bool:
+        """Not converged, and more than it was before the last doubling of the training tokens."""
+        value = self.per_dim.value
+        return (
+            self.converged is not True
+            and value is not None
+            and self.half is not None
+            and value - self.half > NO_CHANGE_PER_DIM
+        )
 
 
 @dataclass(frozen=True)
@@ -106,6 +124,12 @@ class PackingRow:
     calibration: str
     k_rule: str = "fvu"
     """What set k: the FVU of the primary protocol, or "constant" or "proportional" beside it."""
+    outgrown: bool = False
+    """A larger dictionary of the same place finds more."""
+    half: float | None = None
+    """Per dimension, after half of the training tokens."""
+    null: float | None = None
+    """What matching finds between random dictionaries: latents, subtracted from the count."""
     primary_layer: bool | None = None
     """Whether this is the layer named before the run; None in runs that give its depth only."""
 

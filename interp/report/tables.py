@@ -259,11 +259,13 @@ def _twin_quality(row: PackingRow) -> str:
     """What may keep the twin's count from being compared."""
     if row.twin is None:
         return "–"
-    parts = [f"FVU {significant(row.twin.fvu)}"] if row.twin.fvu is not None else []
+    parts = [f"k {whole(row.twin.k)}"] if row.twin.k is not None else []
+    parts += [f"FVU {significant(row.twin.fvu)}"] if row.twin.fvu is not None else []
     if row.twin.fvu_matched is False:
         parts.append("not matched")
     if row.twin.converged is not True:
-        parts.append("not converged")
+        before = significant(row.twin.half, 2)
+        parts.append("not converged" + (f", from {before}" if row.twin.rising else ""))
     if row.twin.reason and "undertrained" not in row.twin.reason:
         parts.append(row.twin.reason)
     return ", ".join(parts)

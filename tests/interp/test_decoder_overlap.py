@@ -90,6 +90,8 @@ def test_estimates_over_seeds():
     assert centred.estimator == "overlap_centred"
     with pytest.raises(InsufficientData, match="one seed"):
         overlap_estimates(dictionaries[:1], d_sae=64, k=4)
+    with pytest.raises(InsufficientData, match="a seed with 1 live latents"):
+        overlap_estimates([dictionaries[0], dictionaries[1][:1]], d_sae=64, k=4)
 
 
 def test_wrong_rows_are_refused():

@@ -10,7 +10,6 @@ from scipy.stats import mannwhitneyu
 from interp.label_scores import (
     MIN_SHIFT_TOKENS,
     LabelScore,
-    LatentLabel,
     label_latents,
     score_labels,
 )
@@ -124,7 +123,7 @@ def test_unequal_lengths_are_refused(data: tuple[np.ndarray, ...]) -> None:
         scores(z[:-1], labels, halves)
 
 
-def named(z: np.ndarray, labels: np.ndarray, halves: np.ndarray) -> dict[int, LatentLabel]:
+def named(z: np.ndarray, labels: np.ndarray, halves: np.ndarray) -> dict[int, LabelScore]:
     names = [f"label {i}" for i in range(labels.shape[1])]
     generator = torch.Generator().manual_seed(0)
     return label_latents(from_dense(z), D, labels, names, halves, generator=generator)
@@ -134,11 +133,11 @@ def test_a_planted_latent_gets_its_label_and_noise_gets_none(data: tuple[np.ndar
     z, labels, halves = data
     found = named(z, labels, halves)
     assert set(found) == set(range(D))
-    assert (found[3].label, found[3].told) == ("label 0", True)
+    assert (found[3].label, found[3].dedicated) == ("label 0", True)
     # Label and latent chose each other, so the score is the one asked of the label.
     assert found[3].f1 == pytest.approx(scores(z, labels, halves)[0].f1)
     assert found[3].n_tokens == labels[:, 0].sum()
-    assert not any(found[latent].told for latent in range(D) if latent != 3)
+    assert not any(found[latent].dedicated for latent in range(D) if latent != 3)
 
 
 def test_a_label_is_scored_where_it_was_not_chosen(data: tuple[np.ndarray, ...]) -> None:
@@ -155,5 +154,5 @@ def test_latents_of_a_text_too_short_to_shift_tell_nothing() -> None:
     labels = np.zeros((n, 1), bool)
     labels[::10] = True
     z[::10, 0] = 1.0
-    assert not named(z, labels, np.arange(n) < n // 2)[0].told
+    assert not named(z, labels, np.arange(n) < n // 2)[0].dedicated
     assert named(z, np.zeros((n, 1), bool), np.arange(n) < n // 2) == {}

@@ -88,7 +88,7 @@ def test_loss_goes_with_packing_though_no_lever_moves_it(planted: Data) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"spearman": None, "reason": "spearman: 2 models"}, "18 of 19 counts passed"),
+        ({"spearman": None, "reason": "spearman: 2 models"}, "18 of 19 counts can be used"),
         ({"n_models": 4}, "so this run does not say whether loss moves with packing"),
     ],
 )

@@ -143,6 +143,93 @@ def test_a_censored_count_leaves_the_difference_open_above() -> None:
     assert "(censored at D)" in first(data)
 
 
+def test_two_full_dictionaries_tell_nothing_apart() -> None:
+    """A twin that fills its dictionary above the model's count packs no more for it."""
+    data = with_twins(lambda width: 1.1)
+    for record in data["packing"]:
+        record |= {"censored": True, "identified": False}
+        record["controls"][0] |= {"censored": True}
+    found = contrast(read_summary(data).primary_rows[0])
+    assert found is not None
+    assert found.difference.low is found.difference.high is None
+    text = first(data)
+    assert "cannot tell a trained network from an untrained one" in text
+    assert "pack fewer" not in text
+    assert "their untrained twins pack at least" in text
+    assert any(text.startswith("Full twins") for text in caveats(read_summary(data)))
+
+
+def test_a_full_twin_below_a_count_bounds_the_difference_from_above_only() -> None:
+    data = with_twins(lambda width: 0.5)
+    for record in data["packing"]:
+        record["controls"][0] |= {"censored": True}
+    found = contrast(read_summary(data).primary_rows[0])
+    assert found is not None
+    assert found.difference.low is None
+    assert found.difference.high is not None
+    assert found.verdict is Verdict.UNKNOWN
+
+
+def test_an_older_summary_has_no_upper_end_where_it_was_full() -> None:
+    """Runs that gave the interval of a full dictionary are read as what they can say."""
+    data = with_twins(lambda width: 0.1)
+    for record in data["packing"]:
+        record |= {"censored": True, "identified": False}
+    row = read_summary(data).primary_rows[0]
+    assert row.per_dim.low is not None
+    assert row.per_dim.high is None
+
+
+def test_twins_that_still_rise_are_no_settled_level() -> None:
+    data = with_twins(lambda width: 0.4)
+    for record in data["packing"][:2]:
+        twin = record["controls"][0]
+        twin |= {"converged": False, "value_half": 0.1 * twin["value"]}
+    said = answer(read_summary(data)).more
+    [text] = [t for t in said if t.startswith("The untrained count has not settled")]
+    low, high = (0.4 * report_run.CONTEXTUAL[w] for w in report_run.WIDTHS[:2])
+    assert f"at widths 32 and 48: {0.1 * low:.2g} to {0.1 * high:.2g} per dimension" in text
+    assert f"{low:.2g} to {high:.2g} after all" in text
+    assert any(text.startswith("Twins still rising (widths 32 and 48)") for text in
+               caveats(read_summary(data)))  # fmt: skip
+    for record in data["packing"][:2]:
+        record["controls"][0] |= {"converged": True}
+    assert not any("has not settled" in t for t in answer(read_summary(data)).more)
+
+
+def test_the_bound_says_what_larger_dictionaries_count() -> None:
+    data = with_twins(lambda width: 0.1)
+    larger = [
+        r | {"d_sae": 2 * r["d_sae"], "per_dim": 2 * r["per_dim"], "value": 2 * r["value"],
+             "controls": [], "converged": False}
+        for r in data["packing"]
+    ]  # fmt: skip
+    for record in data["packing"]:
+        record |= {"outgrown": True}
+    [alone] = [t for t in answer(read_summary(data)).more if t.startswith("These are lower")]
+    assert alone.endswith("is not counted.")
+    both = read_summary(data | {"packing": data["packing"] + larger})
+    [text] = [t for t in answer(both).more if t.startswith("These are lower bounds")]
+    assert "8 latents per dimension" in text
+    assert "With 16 per dimension 8 models count 3.7 to 5.7 (8 of them not converged)" in text
+    assert text.endswith("the count still grows with the dictionary.")
+    assert any(t.startswith("Outgrown (widths 32") for t in caveats(both))
+
+
+def test_a_beta_of_one_from_bounds_may_be_the_dictionaries() -> None:
+    data = with_twins(lambda width: 0.1)
+    data["exponent"] = {"beta": 1.0, "ci_low": 0.9, "ci_high": 1.1, "n_models": 8}
+    held = "Counts held down by dictionaries of one size per dimension would give 1 too."
+    assert any(held in t for t in answer(read_summary(data)).more)
+    data["exponent"] = {"beta": 0.5, "ci_low": 0.4, "ci_high": 0.6, "n_models": 8}
+    assert not any(held in t for t in answer(read_summary(data)).more)
+    data["exponent"] = {"beta": 1.0, "ci_low": 0.9, "ci_high": 1.1, "n_models": 8}
+    for record in data["packing"]:
+        record |= {"estimator": "saturation"}
+    data["primary"] = data["primary"] | {"estimator": "saturation"}
+    assert not any(held in t for t in answer(read_summary(data)).more)
+
+
 def test_without_intervals_nothing_is_told_apart() -> None:
     data = with_twins(lambda width: 0.1)
     for record in data["packing"]:

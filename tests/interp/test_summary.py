@@ -110,6 +110,63 @@ def test_a_censored_row_is_a_bound() -> None:
     assert any("censored" in w for w in as_bounds["warnings"])
 
 
+def test_a_full_dictionary_has_no_upper_end() -> None:
+    """The interval over seeds of a full dictionary is that of its size, and no count's."""
+    full = dict.fromkeys(NAMES[:2], 1.0)
+    found = summary(rows(1.0, censored=full) + rows(0.5, control="random_init", censored=full))
+    for record in (r for r in found["packing"] if r["estimator"] == "reproducible"):
+        [twin] = record["controls"]
+        for one in (record, twin):
+            assert one["censored"] is (record["model"] in full)
+            assert (one["ci_high"] is None) is one["censored"]
+            assert one["ci_low"] is not None
+
+
+def test_a_count_that_a_larger_dictionary_outgrows_is_a_bound_in_the_exponent() -> None:
+    """All of them follow D, which is the same multiple of every width: as counts, a beta of 1."""
+    small = rows(1.0, scale=3.0)
+    grown = summary(small + rows(1.0, scale=5.0, multiple=16), d_sae_per_d_model=(8, 16))
+    assert grown["exponent"]["beta"] is None
+    assert "6 of 6 counts are only bounds" in grown["exponent"]["reason"]
+    outgrown = [r["outgrown"] for r in grown["packing"] if r["estimator"] == "reproducible"]
+    assert outgrown == [True, None] * 6, "nothing is larger than the largest"
+    # At equal D per dimension they still compare: the description across widths keeps them.
+    assert grown["correlation"][0]["n_models"] == 6
+
+    settled = summary(small + rows(1.0, scale=3.1, multiple=16), d_sae_per_d_model=(8, 16))
+    assert settled["exponent"]["beta"] == pytest.approx(1.0, abs=0.02)
+    assert [r["outgrown"] for r in settled["packing"] if r["estimator"] == "reproducible"] == [
+        False,
+        None,
+    ] * 6
+
+
+def test_growth_within_the_errors_outgrows_nothing() -> None:
+    noisy = {"reproducible_se": dict.fromkeys(NAMES, 60.0)}
+    larger = rows(1.0, scale=3.3, multiple=16, **noisy)
+    found = summary(rows(1.0, scale=3.0, **noisy) + larger, d_sae_per_d_model=(8, 16))
+    assert not any(r.get("outgrown") for r in found["packing"] if r["model"] != NAMES[-1])
+    exact = rows(1.0, scale=3.0) + rows(1.0, scale=3.3, multiple=16)
+    assert any(r.get("outgrown") for r in summary(exact, d_sae_per_d_model=(8, 16))["packing"])
+
+
+def test_what_was_behind_a_count_stands_beside_it() -> None:
+    def half(control: str, value: float) -> list[dict[str, Any]]:
+        first = next(r for r in rows(control=control) if r["quantity"] == "reproducible")
+        return [first | {"role": "half", "value": value, "ci_low": None, "ci_high": None}]
+
+    planted = rows(1.0) + rows(0.5, control="random_init") + half("trained", 50.0)
+    record = next(
+        r
+        for r in summary(planted + half("random_init", 3.0))["packing"]
+        if r["estimator"] == "reproducible"
+    )
+    assert record["value_half"] == 50.0
+    [twin] = record["controls"]
+    assert (twin["value_half"], twin["k"], twin["d_sae"]) == (3.0, 8, 8 * 32)
+    assert twin["tokens_per_latent"] == 12_000
+
+
 def test_the_twin_stands_inside_its_record_and_has_its_own_exponent() -> None:
     found = summary(rows(1.0) + rows(0.5, control="random_init", scale=3.0))
     record = next(r for r in found["packing"] if r["estimator"] == "reproducible")

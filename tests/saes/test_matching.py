@@ -203,6 +203,23 @@ def test_matching_is_the_heaviest(dense_elements):
         assert weights[chosen].sum() == pytest.approx(heaviest)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_matching_of_all_pairs_is_sae_lens_s_correlation_coefficient():
+    """Without a threshold the heaviest matching of absolute cosines is what sae-lens averages."""
+    from sae_lens.synthetic import mean_correlation_coefficient
+
+    g = torch.Generator().manual_seed(3)
+    for n_a, n_b in ((12, 12), (9, 15), (20, 7)):
+        a, b = (torch.randn(n, 6, generator=g) for n in (n_a, n_b))
+        unit = [torch.nn.functional.normalize(x, dim=1) for x in (a, b)]
+        cosines = (unit[0] @ unit[1].T).abs().double().numpy()
+        left, right = (index.ravel() for index in np.indices(cosines.shape))
+        chosen = max_weight_matching(left, right, cosines.ravel())
+        assert len(chosen) == min(n_a, n_b)
+        expected = mean_correlation_coefficient(a, b)
+        assert cosines.ravel()[chosen].mean() == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_matching_before_threshold_would_lose_a_pair():
     # The best assignment of everything is .69 + .69 > .71 + .6, and at .7 nothing is left of it.
     cosines = np.array([[0.71, 0.69], [0.69, 0.6]])

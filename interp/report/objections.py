@@ -1,0 +1,227 @@
+"""What a referee would say, and what this run can reply: fixed objections, generated replies.
+
+A reply that the run cannot give says so. Nothing here depends on how the numbers came out.
+"""
+
+from collections.abc import Callable, Sequence
+
+from interp.report.answering import at_widths, rows_in_the_answer
+from interp.report.arm_answering import arm_correlation
+from interp.report.contrast import Verdict, contrast
+from interp.report.records import Control, PackingRow, Summary
+from interp.report.wording import known_values, listed, plural, significant, span, whole
+
+Objection = tuple[str, str]
+
+
+def objections(summary: Summary) -> tuple[Objection, ...]:
+    """(objection, reply) in the order in which they would end the matter."""
+    rows = rows_in_the_answer(summary) or tuple(
+        row for row in summary.primary_rows if row.per_dim.value is not None
+    )
+    asked = [
+        ("An untrained network gives the same count.", _untrained(rows)),
+        ("Model and twin were not reconstructed equally well.", _reconstruction(rows)),
+        ("At another k the answer is another.", _other_k(summary)),
+        ("The dictionaries were not trained long enough.", _training(summary)),
+        ("The count is the size of the dictionary.", _size(summary, rows)),
+        ("Random directions would match as well.", _chance(rows)),
+        ("Nobody knows whether such a count is right.", _calibrated(rows)),
+        ("Width drives both packing and loss.", _width(summary)),
+    ]
+    if summary.arm is not None:
+        asked.append(("So few models can show nothing.", _power(summary)))
+    return tuple(asked)
+
+
+def _untrained(rows: Sequence[PackingRow]) -> str:
+    pairs = [c for row in rows if (c := contrast(row)) is not None]
+    if not pairs:
+        return "Not answered: no untrained twin has a count here."
+    more = [c.row for c in pairs if c.verdict is Verdict.MORE]
+    differences = known_values(c.difference for c in pairs)
+    text = (
+        f"Trained minus twin is {span(differences)} per dimension; its interval lies above zero "
+        f"for {len(more)} of {plural(len(pairs), 'pair')}."
+    )
+    open_twins = [
+        c.row for c in pairs if c.row.twin is not None and c.row.twin.converged is not True
+    ]
+    if open_twins:
+        rising = [row for row in open_twins if row.twin is not None and row.twin.rising]
+        text += (
+            f" {plural(len(open_twins), 'twin')} ({at_widths(open_twins)}) had not converged"
+            + (f", {len(rising)} of them still rising" if rising else "")
+            + ": there this is a difference at equal training, and not a settled one."
+        )
+    return text
+
+
+def _reconstruction(rows: Sequence[PackingRow]) -> str:
+    twins = _twins(rows)
+    if not twins:
+        return "Not answered: no untrained twin has a count here."
+    fvus = [row.fvu for row in rows if row.fvu is not None]
+    of_twins = [twin.fvu for twin in twins if twin.fvu is not None]
+    if not fvus or not of_twins:
+        return "Not answered: the run did not record FVU."
+    off = sum(twin.fvu_matched is not True for twin in twins)
+    return (
+        f"Each has the k that brings it to one FVU: {_places(fvus)} in the models"
+        f"{_at_k([row.k for row in rows])}, {_places(of_twins)} in the twins"
+        f"{_at_k([twin.k for twin in twins])}. "
+        + ("All twins reached it." if not off else f"{plural(off, 'twin')} did not reach it.")
+    )
+
+
+def _other_k(summary: Summary) -> str:
+    names = {row.model.name for row in summary.primary_rows}
+    others: dict[str, list[PackingRow]] = {}
+    for row in summary.sensitivity:
+        if row.model.name in names and row.per_dim.value is not None:
+            others.setdefault(row.k_rule, []).append(row)
+    if len(others) < 2:
+        return "Not answered: one rule for k was run."
+    said = [
+        f"{span(known_values(row.per_dim for row in found))} with {_RULES.get(rule, rule)}"
+        f"{_at_k([row.k for row in found])}"
+        for rule, found in others.items()
+    ]
+    twins = sum(row.twin is not None for rule, found in others.items() if rule != "fvu"
+                for row in found)  # fmt: skip
+    text = f"Per dimension, trained models: {listed(said)}."
+    return text + (
+        "" if twins else " The untrained twins were counted at the first of these alone."
+    )
+
+
+_RULES = {
+    "fvu": "the k of the stated FVU",
+    "constant": "one k at every width",
+    "proportional": "k an eighth of the width",
+}
+
+
+def _training(summary: Summary) -> str:
+    rows = [row for row in summary.primary_rows if row.per_dim.value is not None]
+    if not rows:
+        return "Not answered: there is no count."
+    steady = [row for row in rows if row.converged is True]
+    per_latent = [row.tokens_per_latent for row in rows if row.tokens_per_latent]
+    text = (
+        f"{len(steady)} of {plural(len(rows), 'count')} stayed as they were when the tokens doubled"
+    )
+    if per_latent:
+        text += f" ({span(per_latent, whole)} tokens per latent)"
+    moved = [row for row in rows if row.converged is not True and row.half is not None]
+    if moved:
+        halves = [row.half for row in moved if row.half is not None]
+        text += (
+            f"; the others counted {span(halves)} per dimension after half of them and "
+            f"{span(known_values(row.per_dim for row in moved))} after all, and enter no fit"
+        )
+    return text + "."
+
+
+def _size(summary: Summary, rows: Sequence[PackingRow]) -> str:
+    if not rows:
+        return "Not answered: there is no count."
+    if all(row.estimator == "saturation" and not row.censored for row in rows):
+        return "It is the level at which the counts of growing dictionaries stop growing."
+    filled = [
+        row.count.value / row.d_sae for row in rows if row.d_sae and row.count.value is not None
+    ]
+    text = f"The counts are {span([100 * f for f in filled], _percent)} of D" if filled else ""
+    grown = [row for row in rows if row.outgrown]
+    full = [row for row in rows if row.censored]
+    parts = [text] if text else []
+    if full:
+        parts.append(f"{len(full)} of {len(rows)} fill it and are bounds")
+    if grown:
+        parts.append(
+            f"a larger dictionary finds more at {at_widths(grown)}, so there it is a bound"
+        )
+    if not full and not grown:
+        tested = any(
+            other.estimator == "reproducible"
+            and (other.model.name, other.layer, other.about)
+            == (rows[0].model.name, rows[0].layer, rows[0].about)
+            and (other.d_sae or 0) > (rows[0].d_sae or 0)
+            for other in summary.packing
+        )
+        parts.append(
+            "a larger dictionary finds hardly more"
+            if tested
+            else "no larger dictionary was trained: they compare at equal D per dimension alone"
+        )
+    return _sentence("; ".join(parts))
+
+
+def _chance(rows: Sequence[PackingRow]) -> str:
+    rule = (
+        "The threshold is where random dictionaries with the covariance of the data pass at most "
+        "1% of the time, latents must fire together too, and what random ones give is subtracted"
+    )
+    nulls = [row.null for row in rows if row.null is not None]
+    return f"{rule}: {span(nulls, whole)} latents here." if nulls else f"{rule}."
+
+
+def _calibrated(rows: Sequence[PackingRow]) -> str:
+    n = sum(row.calibration == "uncalibrated" for row in rows)
+    if not rows or n == len(rows):
+        return (
+            "Not answered by this run: no cell of the calibration is like these counts. Read them "
+            "as comparisons, not as numbers of features."
+        )
+    told = sorted({row.calibration for row in rows if row.calibration != "uncalibrated"})
+    return _sentence(f"Of {plural(len(rows), 'count')} {len(rows) - n} are calibrated: {told[0]}")
+
+
+def _width(summary: Summary) -> str:
+    if summary.arm is None:
+        return (
+            "Yes: across widths the correlation is descriptive and tests nothing. The question is "
+            "asked at one width by `interp study referee`."
+        )
+    found = arm_correlation(summary)
+    if found is None or found.within_levers is None:
+        return "All models have one width. Whether one lever moves both was not told apart."
+    return (
+        f"All models have one width. A lever can still move both: among models with the same lever "
+        f"pulled the correlation is {significant(found.within_levers, 2)} "
+        f"(p {significant(found.p_within_levers, 2)})."
+    )
+
+
+def _power(summary: Summary) -> str:
+    arm = summary.arm
+    if arm is None or arm.detectable_rho is None:
+        return "True: fewer than five usable models can reach no p of .05."
+    return (
+        f"{plural(arm.n_usable, 'model')} would have shown a rank correlation of "
+        f"{significant(arm.detectable_rho, 2)} four times in five; smaller ones may be there."
+    )
+
+
+def _twins(rows: Sequence[PackingRow]) -> list[Control]:
+    return [row.twin for row in rows if row.twin is not None and row.twin_known]
+
+
+def _at_k(ks: Sequence[float | None]) -> str:
+    known = [k for k in ks if k is not None]
+    return f" (k {span(known, whole)})" if known else ""
+
+
+def _places(values: Sequence[float]) -> str:
+    return span(values, _two_places)
+
+
+_two_places: Callable[[float], str] = "{:.2f}".format
+
+
+def _percent(value: float) -> str:
+    return f"{value:.0f}%"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."

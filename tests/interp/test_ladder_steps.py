@@ -1,0 +1,129 @@
+"""`interp ladder arm` and `budgets` from corpus to package, killed on the way and run again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_ladder
+import torch
+
+from interp import ladder
+from interp.errors import UserError
+from interp.fits import fit_jointly
+from interp.loss_table import read_table
+from interp.models import load
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_ladder.write_corpus(tmp_path_factory.mktemp("ladder") / "work")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Weights and records; the record holds no times."""
+    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.*")
+             if p.is_file() and "tokenizer" not in p.parts}  # fmt: skip
+    assert not [name for name in found if "partial" in name]
+    return found
+
+
+def test_a_killed_arm_goes_on_and_ships_the_same_models(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works = [Path(shutil.copytree(corpus, tmp_path / name)) for name in ("killed", "whole")]
+    packages = [tmp_path / f"{work.name}-package" for work in works]
+    script = Path(tiny_ladder.__file__)
+    line = [sys.executable, str(script), "arm", str(works[0]), str(packages[0])]
+    process = subprocess.Popen(line, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    state = works[0] / "arm" / tiny_ladder.variants()[0].name / "state.safetensors"
+    deadline = time.monotonic() + 240
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert state.exists(), "it was killed while it trained"
+    assert not list((packages[0] / "checkpoints").glob("*/model.safetensors"))
+    for work, package in zip(works, packages, strict=True):
+        with monkeypatch.context() as patch:
+            tiny_ladder.redirect(package, patch.setattr)
+            tiny_ladder.run("arm", work)
+            names = ladder.arm_names()
+            assert names == sorted(f"ladder/{v.name}" for v in tiny_ladder.variants())
+            for variant in tiny_ladder.variants():
+                name = f"ladder/{variant.name}"
+                assert ladder.levers(name) == {
+                    "lever": {"name": variant.lever, "value": variant.value}
+                }
+                assert ladder.record(name)["recipe"] == variant.recipe.model_dump()
+                assert name in (package / "MODEL_CARD.md").read_text()
+            rows = {v.lever: load(f"ladder/{v.name}").unembedding for v in tiny_ladder.variants()}
+    assert files(packages[0]) == files(packages[1])
+    # Negative decay pulls the rows' norms to 1, and nothing else did.
+    decayed, few = (rows[lever].norm(dim=1) for lever in ("row_decay", "projects"))
+    assert (decayed - 1).abs().mean() < (few - 1).abs().mean()
+    assert not torch.equal(rows["tokens"], rows["projects"])
+
+
+def test_budgets_are_shipped_as_losses_and_fitted_with_the_tokens(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="interp ladder budgets --ship"):
+        read_without_budgets(tmp_path, monkeypatch)
+    with monkeypatch.context() as patch:
+        tiny_ladder.redirect(tmp_path / "package", patch.setattr)
+        tiny_ladder.run("budgets", corpus)
+        first = ladder.budgets()
+        tiny_ladder.run("budgets", corpus)
+        assert ladder.budgets() == first, "finished ones are not trained again"
+        assert [(b["d_model"], b["n_tokens"]) for b in first] == [
+            (16, tiny_ladder.STEPS * tiny_ladder.BATCH // 4),
+            (16, tiny_ladder.STEPS * tiny_ladder.BATCH // 2),
+        ]
+        assert first[0]["held_out_projects_nats_per_token"] > 0
+        assert "## Fewer tokens" in (tmp_path / "package" / "MODEL_CARD.md").read_text()
+        assert not list((tmp_path / "package" / "checkpoints").glob("*/model.safetensors"))
+
+
+def read_without_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(ladder, "BUDGETS_FILE", tmp_path / "none.json")
+        read_table("ladder-tokens")
+
+
+def test_width_and_tokens_planted_together_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L = 8 / d^0.7 + 300 / D^0.4 + 1.5 at three budgets: at fixed tokens alone it has no D."""
+
+    def law(d: float, n: float) -> float:
+        return 8 / d**0.7 + 300 / n**0.4 + 1.5
+
+    records = {name: ladder.record(name) for name in ladder.names()}
+    for record in records.values():
+        record["held_out_projects_nats_per_token"] = law(
+            record["d_model"], record["recipe"]["n_tokens"]
+        )
+    whole = next(iter(records.values()))["recipe"]["n_tokens"]
+    budgets = [
+        {"d_model": r["d_model"], "n_tokens": n, "held_out_projects_nats_per_token": law(
+            r["d_model"], n)}
+        for r in records.values() for n in (whole // 4, whole // 2)
+    ]  # fmt: skip
+    (tmp_path / "models.json").write_text(json.dumps(records))
+    (tmp_path / "budgets.json").write_text(json.dumps(budgets))
+    monkeypatch.setattr(ladder, "RECORDS_FILE", tmp_path / "models.json")
+    monkeypatch.setattr(ladder, "BUDGETS_FILE", tmp_path / "budgets.json")
+    table = read_table("ladder-tokens")
+    assert len(table.rows) == 3 * len(records)
+    found = fit_jointly(table, form="data", n_bootstrap=0)
+    assert found.alpha.value == pytest.approx(0.7, abs=0.02)
+    by_width = read_table("ladder")
+    with pytest.raises(UserError, match="vary too little"):
+        fit_jointly(by_width, form="data", n_bootstrap=0)

@@ -1,0 +1,106 @@
+"""A referee's objections: each has a reply made of the run's numbers, or says that it has none."""
+
+from typing import Any
+
+import arm_run
+import pytest
+import report_run
+
+from interp.report.objections import objections
+from interp.report.reading import read_summary
+
+Data = dict[str, Any]
+
+
+def replies(data: Data) -> dict[str, str]:
+    return dict(objections(read_summary(data)))
+
+
+def about(data: Data, word: str) -> str:
+    [reply] = [reply for said, reply in replies(data).items() if word in said]
+    return reply
+
+
+@pytest.fixture
+def run() -> Data:
+    data = report_run.summary()
+    for record in data["packing"]:
+        record |= {"null": 1.0, "value_half": 0.5 * record["value"]}
+        for control in record["controls"]:
+            control |= {"k": 4, "d_sae": record["d_sae"]}
+    return data
+
+
+def test_every_objection_has_a_reply_whatever_there_is(run: Data) -> None:
+    asked = [said for said, _ in objections(read_summary(run))]
+    for data in (run, {}, run | {"packing": []}):
+        found = objections(read_summary(data))
+        assert [said for said, _ in found] == asked
+        assert all(reply.endswith(".") and "None" not in reply for _, reply in found)
+    assert about({}, "untrained") == "Not answered: no untrained twin has a count here."
+    assert about({}, "equally well").startswith("Not answered")
+    assert about({}, "dictionaries were not trained").startswith("Not answered")
+
+
+def test_the_twin_is_answered_with_the_differences(run: Data) -> None:
+    # Four widths have twins; the one of width 64 had not converged.
+    reply = about(run, "untrained network")
+    assert "above zero for 4 of 4 pairs" in reply
+    assert "1 twin (width 64) had not converged: there" in reply
+    for record in run["packing"]:
+        for control in record["controls"]:
+            control |= {"value_half": 0.0}
+    assert "1 of them still rising" in about(run, "untrained network")
+
+
+def test_reconstruction_is_answered_with_fvu_and_k(run: Data) -> None:
+    reply = about(run, "equally well")
+    assert "0.15 to 0.17 in the models (k 8), 0.34 in the twins (k 4)" in reply
+    assert "4 twins did not reach it" in reply
+
+
+def test_other_rules_for_k(run: Data) -> None:
+    assert about(run, "another k") == "Not answered: one rule for k was run."
+    primary = [r for r in run["packing"] if r["layer"] == 1 and r["about"] == "contextual"]
+    run["sensitivity"] = [r | {"k_rule": "fvu"} for r in primary] + [
+        r | {"k_rule": "constant", "k": 4, "per_dim": 1.25, "controls": []} for r in primary
+    ]
+    reply = about(run, "another k")
+    assert "1.2 with one k at every width (k 4)" in reply
+    assert "at the first of these alone" in reply
+
+
+def test_training_is_answered_with_what_moved(run: Data) -> None:
+    reply = about(run, "trained long enough")
+    assert "7 of 8 counts stayed" in reply
+    assert "3,100 to 12,000 tokens per latent" in reply
+    assert "counted 1.2 per dimension after half of them and 2.3 after all" in reply
+
+
+def test_the_size_of_the_dictionary(run: Data) -> None:
+    reply = about(run, "size of the dictionary")
+    assert "The counts are 23% to 36% of D" in reply
+    assert "1 of 7 fill it" in reply
+    for record in run["packing"]:
+        record |= {"censored": False, "reason": None, "identified": True, "converged": True}
+    assert "no larger dictionary was trained" in about(run, "size of the dictionary")
+    run["packing"] += [r | {"d_sae": 2 * r["d_sae"]} for r in run["packing"]]
+    assert "hardly more" in about(run, "size of the dictionary")
+    run["packing"][1] |= {"outgrown": True}
+    assert "finds more at width 32" in about(run, "size of the dictionary")
+
+
+def test_chance_and_calibration(run: Data) -> None:
+    assert about(run, "Random directions").endswith("is subtracted: 1 latents here.")
+    assert about(run, "such a count is right").startswith("Not answered by this run")
+    for record in run["packing"]:
+        record["calibration"] = "bias +1.0%"
+    assert about(run, "such a count is right") == "Of 7 counts 7 are calibrated: bias +1.0%."
+
+
+def test_an_arm_is_asked_for_its_power() -> None:
+    found = arm_run.summary(arm_run.decay_packs, arm_run.loss_follows)
+    rho = found["arm"]["power"]["detectable_rho"]
+    assert f"correlation of {rho:.2f} four times" in about(found, "So few models")
+    assert "same lever pulled" in about(found, "Width drives both")
+    assert "descriptive and tests nothing" in about(report_run.summary(), "Width drives both")

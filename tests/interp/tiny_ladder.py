@@ -1,0 +1,105 @@
+"""The steps of `interp ladder` on recipes small enough for a test, outside the package.
+
+As a program, `python tiny_ladder.py STEP WORK PACKAGE`: one step, so that it can be killed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from interp import ladder
+from interp.ladder import build, card, train
+from interp.ladder.arm import BASE, Variant
+from interp.ladder.recipe import Recipe
+
+STEPS, BATCH = 96, 256
+PROJECTS = 6
+
+
+def base_recipe(d_model: int = 16) -> Recipe:
+    return Recipe(
+        d_model=d_model, lr=0.01, lr_hidden=0.005, n_tokens=STEPS * BATCH, batch_tokens=BATCH,
+        compile=False,
+    )  # fmt: skip
+
+
+def variants() -> list[Variant]:
+    base = base_recipe()
+    return [
+        Variant("row_decay", -1, base.model_copy(update={"row_decay": -1.0})),
+        Variant("tokens", STEPS * BATCH // 2, base.with_budget(STEPS * BATCH // 2)),
+        Variant("projects", 2, base.model_copy(update={"n_projects": 2})),
+    ]
+
+
+def evaluate(name: str) -> dict[str, Any]:
+    """What the model card asks for, without the evaluation texts."""
+    return dict.fromkeys(("deps_nats_per_token", "stdlib_nats_per_token"), 5.0)
+
+
+def redirect(package: Path, put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Tiny recipes, saved every few steps, and another folder in the package's place."""
+    package.mkdir(parents=True, exist_ok=True)
+    if not (package / "models.json").exists():
+        shutil.copyfile(ladder.RECORDS_FILE, package / "models.json")
+    (package / "checkpoints").mkdir(exist_ok=True)
+    for module in (ladder, build):
+        put(module, "CHECKPOINTS", package / "checkpoints")
+        put(module, "BUDGETS_FILE", package / "budgets.json")
+    for module in (ladder, build, card):
+        put(module, "RECORDS_FILE", package / "models.json")
+    put(card, "CARD_FILE", package / "MODEL_CARD.md")
+    put(build, "base_recipe", base_recipe)
+    put(build, "variants", variants)
+    put(build, "WIDTHS", (16,))
+    put(train, "CHECKPOINT_SECONDS", 0.0)
+
+
+def write_corpus(work: Path) -> Path:
+    """Made-up projects in the form that `interp ladder corpus` leaves."""
+    work.mkdir(parents=True)
+    shutil.copytree(ladder.tokenizer_path(), work / "tokenizer")
+    rng = np.random.default_rng(0)
+    words = [f"name_{i} = value_{i % 7}({i})\n" for i in range(50)]
+    table = {"project": [], "text": []}
+    for i in range(PROJECTS):
+        for _ in range(40):
+            table["project"].append(f"project {i}")
+            table["text"].append("".join(rng.choice(words, 60)))
+    pq.write_table(pa.table(table), work / "train.parquet")
+    tokenizer = build.PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+    ids = np.concatenate(list(build.token_stream(tokenizer, table["text"])))
+    np.save(work / "train.npy", np.tile(ids, 1 + STEPS * BATCH // len(ids)))
+    np.save(work / "held_out.npy", ids[:2_000])
+    return work
+
+
+def ship_base(work: Path) -> None:
+    """The main arm's model that the others vary, under its own name."""
+    ids = build._ids(work)
+    run_dir = work / "main" / BASE
+    model = train.train(base_recipe(), ids["train"], ids["held_out"], run_dir)
+    build.export(model, BASE, base_recipe(), build._log(run_dir), 6.0, work)
+    build.add_to_record(f"ladder/{BASE}", evaluate(BASE))
+
+
+def run(step: str, work: Path) -> None:
+    if step == "arm":
+        build.train_arm(work, ship=True, evaluate=evaluate)
+    else:
+        build.train_budgets(work, ship=True)
+
+
+if __name__ == "__main__":
+    redirect(Path(sys.argv[3]))
+    run(sys.argv[1], Path(sys.argv[2]))
+    print(json.dumps("done"))
