@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,8 @@ parameter than wide ones: a loss-width exponent from this ladder is "alpha at fi
 def card_text(
     records: Mapping[str, Any],
     manifest: Mapping[str, Any],
-    bracket: list[Mapping[str, Any]],
-    budgets: list[Mapping[str, Any]],
+    bracket: Sequence[Mapping[str, Any]],
+    budgets: Sequence[Mapping[str, Any]],
 ) -> str:
     """The whole card."""
     main = {name: r for name, r in records.items() if "lever" not in r}
@@ -157,7 +157,7 @@ def _arm_table(records: Mapping[str, Any]) -> str:
     return _ARM + "\n".join(rows) + "\n"
 
 
-def _budgets_table(budgets: list[Mapping[str, Any]]) -> str:
+def _budgets_table(budgets: Sequence[Mapping[str, Any]]) -> str:
     if not budgets:
         return ""
     rows = [
@@ -167,7 +167,7 @@ def _budgets_table(budgets: list[Mapping[str, Any]]) -> str:
     return _BUDGETS + "\n".join(rows) + "\n"
 
 
-def _sides(bracket: list[Mapping[str, Any]]) -> list[str]:
+def _sides(bracket: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for d_model in sorted({run["d_model"] for run in bracket}):
         best, still = best_run(bracket, d_model), open_sides(bracket, d_model)
