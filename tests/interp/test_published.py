@@ -151,7 +151,10 @@ def test_an_sae_of_the_hub_is_counted_and_one_that_is_not_there_is_one_line(
         model, tokens(str(text), model, n_tokens=4_096, split="held_out"), point
     )
     expected = count_sae(sae, x, docs).to_json()
-    assert row["estimates"] == json.loads(json.dumps(expected["estimates"]))
+    # The last bit of a forward pass depends on the number of threads.
+    assert row["estimates"] == [
+        pytest.approx(e) for e in json.loads(json.dumps(expected["estimates"]))
+    ]
     assert row["fvu"] == pytest.approx(expected["fvu"])
     assert (row["hook_point"], row["centred"], row["about"]) == (point, False, "all")
     for refused in (absent, unknown):
