@@ -61,8 +61,8 @@ def overlap_against_width(overlaps: Overlaps) -> Figure | None:
     return Figure(
         name="overlap_against_width",
         title="Overlap of directions against width",
-        subtitle="round and diamond: dictionaries; squares: output heads, hollow with their mean "
-        "row removed; line: random rows; grey bars: Welch floor of a dictionary",
+        subtitle="squares: output heads (hollow: mean row removed); line: random rows; "
+        "bars: Welch floor",
         alt="Mean squared overlap times d_model, where random rows have 1. " + _said(shown, heads),
         spec=marks.specification(
             [

@@ -2,13 +2,13 @@
 
 from interp.report.records import Overlaps
 from interp.report.tables import CONTROLS, Table, folded, models_first
-from interp.report.wording import significant, whole, with_interval
+from interp.report.wording import ABSENT, significant, whole, with_interval
 
 
 def dictionary_overlap_table(overlaps: Overlaps) -> Table | None:
     """One line per model, control, place and dictionary size; None where none was measured."""
-    columns = ("Model", "Weights", "Hook point", "Stream", "D", "k", "Seeds", "Overlap [95%]",
-               "Centred [95%]", "Random rows", "Welch floor", "Over random", "Over the floor",
+    columns = ("Model", "Weights", "Hook point", "Stream", "D", "k", "Seeds", "Over random",
+               "Over the floor", "Overlap [95%]", "Centred [95%]", "Random rows", "Welch floor",
                "Capacity per dimension [95%]")  # fmt: skip
     rows = [
         (
@@ -19,12 +19,12 @@ def dictionary_overlap_table(overlaps: Overlaps) -> Table | None:
             whole(one.d_sae),
             whole(one.k),
             whole(one.n_seeds),
+            significant(_ratio(one.overlap.value, one.random_mean)),
+            significant(_ratio(one.overlap.value, one.welch_floor)),
             with_interval(one.overlap),
             with_interval(one.centred),
             significant(one.random_mean),
             significant(one.welch_floor),
-            significant(_ratio(one.overlap.value, one.random_mean)),
-            significant(_ratio(one.overlap.value, one.welch_floor)),
             with_interval(one.capacity.over(one.d_model)),
         )
         for one in overlaps.dictionaries
@@ -34,20 +34,20 @@ def dictionary_overlap_table(overlaps: Overlaps) -> Table | None:
 
 def head_overlap_table(overlaps: Overlaps) -> Table | None:
     """One line per model; None where no head was looked at."""
-    columns = ("Model", "Rows", "Overlap", "Centred", "Leading components removed", "Random rows",
-               "Welch floor", "Over random", "Over the floor", "Note")  # fmt: skip
+    columns = ("Model", "Rows", "Over random", "Over the floor", "Overlap", "Centred",
+               "Leading components removed", "Random rows", "Welch floor", "Note")  # fmt: skip
     rows = [
         (
             one.model,
             whole(one.n),
+            significant(_ratio(one.overlap, one.random_mean)),
+            significant(_ratio(one.overlap, one.welch_floor)),
             significant(one.overlap),
             significant(one.centred),
             significant(one.top_removed),
             significant(one.random_mean),
             significant(one.welch_floor),
-            significant(_ratio(one.overlap, one.random_mean)),
-            significant(_ratio(one.overlap, one.welch_floor)),
-            one.reason or "",
+            one.reason or ABSENT,
         )
         for one in overlaps.heads
     ]
