@@ -51,11 +51,10 @@ def overlap_against_width(overlaps: Overlaps) -> Figure | None:
     )
     line = [{"x": d, "y": 1.0} for d in (widths[0] / 1.1, widths[-1] * 1.1)]
     squares = [
-        marks.layer(some).mark_point(shape="square", size=70, style=style, **how).encode(x, y)
-        for some, style, how in (
-            (centred, ["fit", "hollow"], {"filled": False}),
-            (raw, "fit", {"filled": True}),
-        )
+        marks.layer(some)
+        .mark_point(shape="square", size=70, opacity=1, style=style, filled=filled)
+        .encode(x, y)
+        for some, style, filled in ((centred, ["fit", "hollow"], False), (raw, ["fit"], True))
         if some
     ]
     return Figure(
