@@ -20,6 +20,7 @@ from interp.executor import Failure
 from interp.graph import Graph
 from interp.machine import cpu_name, peak_memory_bytes
 from interp.measure import loss_rows
+from interp.overlaps import dictionary_overlaps, head_overlaps
 from interp.provenance import modules, provenance, sources_sha256
 from interp.report import headline, write_report
 from interp.run import (
@@ -70,6 +71,11 @@ def analyse(graph: Graph, corpus: Corpus, command: str, failures: Sequence[Failu
     results = tidy(rows, facts)
     write_table(root / "results.parquet", results)
     summary = summarise(results, facts, config, corpus.warnings)
+    names = [fact["name"] for fact in summary["models"]]
+    summary["overlap"] = {
+        "dictionaries": dictionary_overlaps(graph, names),
+        "heads": head_overlaps(names),
+    }
     lost = list(map(_lost, failures))
     summary["warnings"] = [*map(_told, lost), *_hardware(graph), *summary["warnings"]]
     if lost:

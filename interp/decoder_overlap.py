@@ -49,28 +49,24 @@ def decoder_overlap(W: Float[Tensor, "n d_in"], *, centred: bool = False) -> Dec
     Source: capacity, Scherlis et al. arXiv 2210.01892, eq. 1; Welch 1974, IEEE T-IT 20:397.
     Raises ValueError below two rows and SAEError on rows that are zero or not finite.
     """
-    rows = torch.as_tensor(W).detach().double().cpu()
-    if rows.ndim != 2 or len(rows) < 2:
-        raise ValueError(f"overlap needs at least two rows, got shape {tuple(rows.shape)}")
-    if centred:
-        rows = rows - rows.mean(dim=0)
-    norms = torch.linalg.vector_norm(rows, dim=1)
-    if not (torch.isfinite(norms) & (norms > 0)).all():
-        raise SAEError("decoder rows must be finite and not zero; choose the live latents first")
+    rows, unit = _rows_and_units(W, centred=centred)
     n, d_in = rows.shape
-    unit = rows / norms[:, None]
-    squared = float((unit.T @ unit).square().sum())
-    overlaps = (rows @ (rows.T @ rows) * rows).sum(dim=1)
+    overlap, capacities = _overlap_and_capacities(rows, unit)
     greatest = _greatest_cosines(unit)
     return DecoderOverlap(
         n=n,
-        mean_squared_cosine=(squared - n) / (n * (n - 1)),
-        welch_floor=max(n - d_in, 0) / (d_in * (n - 1)),
+        mean_squared_cosine=overlap,
+        welch_floor=welch_floor(n, d_in),
         random_mean=1 / d_in,
-        participation_ratio=n**2 / squared,
+        participation_ratio=n / (1 + (n - 1) * overlap),
         max_cosine_quantiles={q: float(np.quantile(greatest, q)) for q in QUANTILES},
-        capacities=(norms**4 / overlaps).numpy(),
+        capacities=capacities,
     )
+
+
+def welch_floor(n: int, d_in: int) -> float:
+    """The least mean squared cosine of n unit vectors; 0 where they fit at right angles."""
+    return max(n - d_in, 0) / (d_in * (n - 1))
 
 
 def overlap_estimates(
@@ -86,13 +82,13 @@ def overlap_estimates(
         blank = Estimate("overlap", None, n_seeds=len(dictionaries), d_sae=d_sae, k=k)
         reason = f"a seed with {fewest} live latents; an overlap needs two"
         raise InsufficientData(replace(blank, identified=False, reason=reason))
-    found = [decoder_overlap(W, centred=centred) for W in dictionaries]
+    found = [_overlap_and_capacities(*_rows_and_units(W, centred=centred)) for W in dictionaries]
     d_in = dictionaries[0].shape[1]
     suffix = "_centred" if centred else ""
     estimates = []
     for name, values, per in (
-        (f"overlap{suffix}", [f.mean_squared_cosine for f in found], None),
-        (f"capacity{suffix}", [float(f.capacities.sum()) for f in found], d_in),
+        (f"overlap{suffix}", [overlap for overlap, _ in found], None),
+        (f"capacity{suffix}", [float(capacities.sum()) for _, capacities in found], d_in),
     ):
         value = float(np.mean(values))
         estimate = Estimate(
@@ -110,6 +106,30 @@ def overlap_estimates(
         half = float(stats.t.ppf(0.975, len(values) - 1) * se)
         estimates.append(replace(estimate, ci_low=max(value - half, 0.0), ci_high=value + half))
     return estimates
+
+
+def _rows_and_units(
+    W: Float[Tensor, "n d_in"], *, centred: bool
+) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_in"]]:
+    rows = torch.as_tensor(W).detach().double().cpu()
+    if rows.ndim != 2 or len(rows) < 2:
+        raise ValueError(f"overlap needs at least two rows, got shape {tuple(rows.shape)}")
+    if centred:
+        rows = rows - rows.mean(dim=0)
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    if not (torch.isfinite(norms) & (norms > 0)).all():
+        raise SAEError("decoder rows must be finite and not zero; choose the live latents first")
+    return rows, rows / norms[:, None]
+
+
+def _overlap_and_capacities(
+    rows: Float[Tensor, "n d_in"], unit: Float[Tensor, "n d_in"]
+) -> tuple[float, Float[np.ndarray, " n"]]:
+    n = len(rows)
+    squared = float((unit.T @ unit).square().sum())
+    overlaps = (rows @ (rows.T @ rows) * rows).sum(dim=1)
+    capacities = rows.square().sum(dim=1).square() / overlaps
+    return (squared - n) / (n * (n - 1)), capacities.numpy()
 
 
 def _greatest_cosines(unit: Float[Tensor, "n d_in"]) -> Float[np.ndarray, " n"]:

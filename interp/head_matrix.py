@@ -53,11 +53,19 @@ def matrices_of(name: str, which: tuple[Which, ...]) -> list[Matrix]:
     if path.is_dir() and not (path / "config.json").is_file():
         saes = sorted(config.parent for config in path.rglob(CONFIG_NAME))
         if saes:
-            return [_decoder(folder) for folder in saes]
+            return [decoder(folder) for folder in saes]
     if path.suffix == ".gguf" and path.is_file():
         return [_from_gguf(path, wanted) for wanted in which]
     checkpoint = _checkpoint(name)
     return [_from_safetensors(name, checkpoint, wanted) for wanted in which]
+
+
+def decoder(folder: Path) -> Matrix:
+    """The decoder of one saved SAE. Raises UserError for a folder that holds none."""
+    file = folder / WEIGHTS_NAME
+    if "W_dec" not in _names_in(file, str(folder)):
+        raise UserError(f"{folder}: {WEIGHTS_NAME} has no W_dec; save the SAE again")
+    return Matrix(str(folder), "decoder", _tensor(file, "W_dec", str(folder)))
 
 
 @dataclass(frozen=True)
@@ -201,13 +209,6 @@ def _tensor(file: Path, tensor: str, name: str) -> Float[Tensor, "row d_model"]:
             "no matrix of vectors; give a checkpoint that is not quantized"
         )
     return found
-
-
-def _decoder(folder: Path) -> Matrix:
-    file = folder / WEIGHTS_NAME
-    if "W_dec" not in _names_in(file, str(folder)):
-        raise UserError(f"{folder}: {WEIGHTS_NAME} has no W_dec; save the SAE again")
-    return Matrix(str(folder), "decoder", _tensor(file, "W_dec", str(folder)))
 
 
 def _from_gguf(path: Path, which: Which) -> Matrix:

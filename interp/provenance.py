@@ -75,6 +75,7 @@ AFTERWARDS = {
     "machine.py",
     "mediation.py",
     "mixed_model.py",
+    "overlaps.py",
     "packing_gain.py",
     "permutation.py",
     "plan.py",

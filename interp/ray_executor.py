@@ -73,33 +73,23 @@ class RayExecutor:
                 f"than {most:.0f} CPUs; use fewer --threads"
             )
         # Told to every worker once: its process keeps text and model for the units after.
-        self._job = ray.put(
-            json.dumps(
-                {
-                    "config": config.model_dump(mode="json"),
-                    "folder": os.getcwd(),
-                    "root": str(graph.folder.root.resolve()),
-                    "sources": asdict(graph.sources),
-                    "provenance": provenance(corpus.sha256),
-                }
-            )
-        )
+        told = {
+            "config": config.model_dump(mode="json"),
+            "folder": os.getcwd(),
+            "root": str(graph.folder.root.resolve()),
+            "sources": asdict(graph.sources),
+            "provenance": provenance(corpus.sha256),
+        }
+        self._job = ray.put(json.dumps(told))
+        # Libraries read these when they are imported, before a unit can set its threads.
+        read = {"OMP_NUM_THREADS": str(config.threads), "TOKENIZERS_PARALLELISM": "false"}
         self._task = ray.remote(
-            num_cpus=config.threads,
-            max_retries=RETRIES,
-            # Libraries read these when they are imported, before a unit can set its threads.
-            runtime_env={
-                "env_vars": {
-                    "OMP_NUM_THREADS": str(config.threads),
-                    "TOKENIZERS_PARALLELISM": "false",
-                }
-            },
+            num_cpus=config.threads, max_retries=RETRIES, runtime_env={"env_vars": read}
         )(_do)
         self._running: dict[Any, Unit] = {}
 
     def submit(self, unit: Unit) -> None:
-        reference = self._task.options(name=str(unit)).remote(self._job, unit)
-        self._running[reference] = unit
+        self._running[self._task.options(name=str(unit)).remote(self._job, unit)] = unit
 
     def next(self) -> tuple[Unit, Failure | None]:
         """An error of Ray itself (worker killed, out of memory, machine lost) is the unit's."""
@@ -132,10 +122,9 @@ class RayExecutor:
 def _do(job: str, unit: Unit) -> Failure | None:
     """In a worker."""
     try:
-        worker = _worker(job)
-    except UserError as error:
+        return _worker(job).run(unit)
+    except UserError as error:  # of the worker: an error of the unit is caught where it is run
         return Failure(unit, str(error))
-    return worker.run(unit)
 
 
 @lru_cache(maxsize=1)

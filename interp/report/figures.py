@@ -10,6 +10,7 @@ from interp.report.arm_figures import arm_against_loss, dose_response
 from interp.report.exponent import exponent_interval, exponent_lines
 from interp.report.heat_map import heat_map
 from interp.report.marks import Figure
+from interp.report.overlap_figure import overlap_against_width
 from interp.report.profiles import by_depth, by_dictionary_size
 from interp.report.records import Exponent, Interval, ModelRecord, PackingRow, Scaling, Summary
 from interp.report.theme import KINDS
@@ -48,6 +49,7 @@ def all_figures(summary: Summary) -> dict[str, Figure]:
         heat_map(at_one_size),
         by_depth(at_one_size),
         by_dictionary_size([row for row in stream if (row.model.name, row.layer) in layers]),
+        overlap_against_width(summary.overlaps),
     )
     return {figure.name: figure for figure in drawn if figure is not None}
 

@@ -27,6 +27,7 @@ from interp.report.figures import all_figures
 from interp.report.marks import Figure
 from interp.report.meaning import meaning
 from interp.report.objections import objections
+from interp.report.overlap_tables import dictionary_overlap_table, head_overlap_table
 from interp.report.reading import RunRecords, read_run
 from interp.report.records import Mixed, Summary
 from interp.report.spreadsheet import data_uri
@@ -101,6 +102,8 @@ def render(run: RunRecords, drawn: Mapping[str, Figure], vectors: Mapping[str, s
         sensitivity_table=sensitivity_table(summary.sensitivity),
         dictionary_table=dictionary_table(run.results),
         agreement_table=agreement_table(run.results),
+        dictionary_overlap_table=dictionary_overlap_table(summary.overlaps),
+        head_overlap_table=head_overlap_table(summary.overlaps),
         ablation=ablation_note(run.results),
         correlation_table=correlation_table(summary),
         manifest=record_table(run.manifest),

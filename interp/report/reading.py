@@ -11,6 +11,7 @@ import pandas as pd
 from interp.errors import UserError
 from interp.report.arm_reading import read_arm
 from interp.report.json_values import interval, number, whole_number
+from interp.report.overlap_reading import read_overlaps
 from interp.report.records import (
     Control,
     Correlation,
@@ -78,6 +79,7 @@ def read_summary(data: Mapping[str, Any]) -> Summary:
         sensitivity=tuple(_packing(record, by_name) for record in data.get("sensitivity") or ()),
         mixed=_mixed(data.get("mixed_model") or {}),
         arm=read_arm(data["arm"], data.get("models") or ()) if data.get("arm") else None,
+        overlaps=read_overlaps(data.get("overlap") or {}),
     )
 
 

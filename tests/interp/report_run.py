@@ -88,6 +88,51 @@ def packing_record(width: int, layer: int = 1, about: str = "contextual") -> dic
     }
 
 
+def overlaps() -> dict[str, Any]:
+    """Dictionaries a little above random rows, twins closer to them, heads far above."""
+    ends = {"value": 1.0, "ci_low": 0.98, "ci_high": 1.02}
+    dictionaries = [
+        {
+            "model": f"ladder/d{width:03d}",
+            "control": control,
+            "layer": 1,
+            "hook_point": hook(1),
+            "about": "contextual",
+            "headline": True,
+            "d_model": width,
+            "d_sae": multiple * width,
+            "k": 8,
+            "n_seeds": 5,
+            "overlap": {key: f * by / width for key, by in ends.items()},
+            "overlap_centred": {key: 0.95 * f * by / width for key, by in ends.items()},
+            "capacity": {"value": 0.7 * width, "ci_low": 0.69 * width, "ci_high": 0.71 * width},
+            "welch_floor": (multiple - 1) / (multiple * width - 1),
+            "random_mean": 1 / width,
+        }
+        for width in WIDTHS
+        for multiple, control, f in (
+            (8, "trained", 1.4), (16, "trained", 1.3), (8, "random_init", 1.1),
+        )
+        if control == "trained" or width in TWIN_WIDTHS
+    ]  # fmt: skip
+    heads = [
+        {
+            "model": f"ladder/d{width:03d}",
+            "n": 1024,
+            "d_model": width,
+            "mean_squared_overlap": 3 / width,
+            "mean_squared_overlap_centred": 1.6 / width,
+            "mean_squared_overlap_top_removed": 1.5 / width,
+            "welch_floor": (1024 - width) / (width * 1023),
+            "random_mean": 1 / width,
+            "tied": True,
+        }
+        for width in WIDTHS[1:]
+    ]
+    gone = {"model": "ladder/d032", "reason": "ladder/d032: the checkpoint has no head"}
+    return {"dictionaries": dictionaries, "heads": [gone, *heads]}
+
+
 def summary() -> dict[str, Any]:
     packing = [packing_record(w, layer) for w in WIDTHS for layer in (0, 1, 2, 3)]
     packing += [packing_record(w, 1, "all") for w in WIDTHS]
@@ -134,6 +179,7 @@ def summary() -> dict[str, Any]:
             "caption": "alpha at fixed tokens: every width saw the same 25M tokens, so width, "
             "tokens per parameter and optimization change together.",
         },
+        "overlap": overlaps(),
         "warnings": [
             "uncalibrated: the estimators were not checked against known feature counts",
             "the token hash of deps differs from the committed one",

@@ -141,7 +141,7 @@ def test_the_specifications_on_the_page_are_those_of_the_files(written: Path) ->
 def test_every_drawing_has_words_and_every_table_its_headers(written: Path) -> None:
     found = Structure(written.read_text("utf-8"))
     images = found.named("img")
-    assert len(images) == 7
+    assert len(images) == 8
     assert all(len(image["alt"] or "") > 60 for image in images)
     headers = found.named("th")
     assert headers

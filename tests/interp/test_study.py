@@ -19,6 +19,9 @@ from interp.cli import main
 from interp.config import StudyConfig
 from interp.durable import only_writer
 from interp.errors import UserError
+from interp.geometry import mean_squared_overlap
+from interp.models import load
+from interp.overlaps import head_overlaps
 from interp.run import CONFIG, CONTROLS, Run, RunFolder, folder_name, open_run
 from interp.study import run_study
 from saes.config import SAEConfig
@@ -446,3 +449,30 @@ def test_an_sae_that_was_half_saved_is_not_read(
     [first, *_] = sorted((out / "saes" / folder_name(config.models[0], "trained")).glob("*/*"))
     shutil.copytree(first, first.with_name(f".{first.name}-x1"))
     assert len(open_run(out).saes(config.models[0])) == len(run.saes(config.models[0]))
+
+
+def test_overlaps_are_those_of_the_saved_rows(run: Run, config: StudyConfig) -> None:
+    found = json.loads((run.path / "summary.json").read_text())["overlap"]
+    cells = run.results[run.results["d_sae"].notna() & (run.results["k_rule"] == "fvu")]
+    place = ["model", "control", "layer", "about", "d_sae"]
+    assert {tuple(one[key] for key in place) for one in found["dictionaries"]} == set(
+        cells[place].drop_duplicates().itertuples(index=False, name=None)
+    )
+    for one in found["dictionaries"]:
+        stream = one["hook_point"] + (".contextual" if one["about"] == "contextual" else "")
+        above = run.path / "saes" / folder_name(one["model"], one["control"]) / stream
+        seeds = [saes.load(path) for path in above.glob(f"{one['d_sae']}-{one['k']}-*")]
+        assert len(seeds) == one["n_seeds"] == config.n_seeds
+        each = [mean_squared_overlap(sae.W_dec) for sae in seeds]
+        assert one["overlap"]["value"] == pytest.approx(sum(each) / len(each), rel=1e-9)
+        assert one["overlap"]["ci_low"] < one["overlap"]["value"] < one["overlap"]["ci_high"]
+        floor = (one["d_sae"] - one["d_model"]) / (one["d_model"] * (one["d_sae"] - 1))
+        assert one["welch_floor"] == pytest.approx(floor)
+        assert one["welch_floor"] < one["overlap"]["value"]
+    # A head for every model, loss-only ones included.
+    assert [one["n"] for one in found["heads"]] == [
+        load(one["model"]).hf.get_output_embeddings().weight.shape[0] for one in found["heads"]
+    ]
+    assert {one["model"] for one in found["heads"]} == {*config.models, *config.loss_only_models}
+    [lost] = head_overlaps(["/no/such/folder"])
+    assert "no such directory" in lost["reason"]
