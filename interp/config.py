@@ -20,6 +20,8 @@ from interp.errors import UserError
 
 About = Literal["all", "contextual"]
 KRule = Literal["fvu", "constant", "proportional"]
+HookKind = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+"""`interp.hook_points.KINDS`, which a config, being a leaf, cannot ask; a test holds them equal."""
 _WRITTEN_BY = "# superscope "
 
 
@@ -59,9 +61,11 @@ class StudyConfig(BaseModel):
     held_out_tokens: int = Field(default=131_072, ge=2_048)
     splice_tokens: int = Field(default=32_768, ge=1_024)
 
-    hook_kind: Literal["resid_post"] = "resid_post"
+    hook_kind: HookKind = "resid_post"
+    """Where in a block every count is made; a kind that a model lacks is refused."""
     primary_layer_fraction: float = Field(default=0.5, gt=0, le=1)
-    """Depth of the primary layer: after this share of the blocks."""
+    """Depth of the primary layer: after this share of the blocks. `resid_pre` comes after the
+    blocks before it, any other kind counts the block that it is in."""
     other_layers: bool = False
     """Measure the layers beside the primary one too, on the primary stream at the first size."""
     twin_other_layers: bool = False

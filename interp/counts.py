@@ -12,10 +12,11 @@ import pandas as pd
 from interp.calibration import calibrated
 from interp.config import StudyConfig
 from interp.estimate import Estimate, InsufficientData
+from interp.hook_points import HookPoint
 from interp.packing import MAX_CHANGE_IN_COUNT, saturation
 from interp.run import CONTROLS, TRAINED
 from interp.saturation import MIN_SIZES
-from interp.spots import HALF, primary_layer
+from interp.spots import HALF, layer_depth, primary_layer
 
 Z_95 = 1.959964
 
@@ -126,9 +127,9 @@ def _where(
     return {
         "model": model,
         "layer": layer,
-        "layer_fraction": (layer + 1) / n_layers,
+        "layer_fraction": layer_depth(config.hook_kind, layer, n_layers),
         "primary_layer": layer == primary_layer(config, n_layers),
-        "hook_point": f"blocks.{layer}.hook_resid_post",
+        "hook_point": str(HookPoint(config.hook_kind, layer)),
         "about": about,
     }
 

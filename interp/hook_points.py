@@ -20,6 +20,7 @@ from interp.errors import UserError
 # In the order in which a block computes them.
 KINDS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 
+_ATTENTION = ("attn", "attention", "self_attn")
 _FORM = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 
 
@@ -160,6 +161,11 @@ def blocks(hf: Any) -> nn.ModuleList:
     )
 
 
+def attention(block: nn.Module) -> nn.Module:
+    """The part of a block that looks at other positions."""
+    return next(m for name, m in block.named_children() if name in _ATTENTION)
+
+
 def _site(hf: Any, point: HookPoint) -> _Site:
     architecture = hf.config.model_type
     if architecture not in _ARCHITECTURES:
@@ -188,22 +194,50 @@ Callback = Callable[[Float[Tensor, "*batch d_model"]], Tensor | None]
 def watch(hf: Any, callbacks: Mapping[HookPoint, Callback]) -> Iterator[None]:
     """Call each callback with its hook point's tensor during forward passes inside the block.
 
-    A callback that returns a tensor of the same number of elements replaces the value. Whatever
+    A callback that returns a tensor of the same number of elements replaces the value, for
+    everything that reads it: what replaces `resid_mid` goes into the MLP and past it. Whatever
     happens, an exception raised by a callback included, no hook outlives the block.
     """
     layers = blocks(hf)
     with ExitStack() as stack:
-        for point, callback in callbacks.items():
+        # In forward order: what the sum at the end of a block is given for a new middle must be
+        # there before that sum is read.
+        for point, callback in sorted(callbacks.items(), key=lambda item: item[0].order):
             site = _site(hf, point)
-            module = layers[point.layer]
+            block = module = layers[point.layer]
             if site.module:
                 module = module.get_submodule(site.module)
+            if point.kind == "resid_mid":
+                around = _PastTheMLP(callback)
+                callback = around.replace
+                stack.callback(block.register_forward_hook(_on_output(around.add)).remove)
             if site.side == "input":
                 handle = module.register_forward_pre_hook(_on_input(callback), with_kwargs=True)
             else:
                 handle = module.register_forward_hook(_on_output(callback))
             stack.callback(handle.remove)
         yield
+
+
+class _PastTheMLP:
+    """What a new value of the stream before the MLP changes in the stream that goes past it.
+
+    The hook point is the input of the MLP's norm, and the block adds its own copy of the old value
+    to what the MLP makes of the new one.
+    """
+
+    def __init__(self, callback: Callback) -> None:
+        self._callback = callback
+        self._change: Tensor | None = None
+
+    def replace(self, value: Tensor) -> Tensor | None:
+        new = self._callback(value)
+        self._change = None if new is None else new.reshape(value.shape) - value
+        return new
+
+    def add(self, value: Tensor) -> Tensor | None:
+        """To the block's output."""
+        return None if self._change is None else value + self._change.reshape(value.shape)
 
 
 def _on_input(callback: Callback) -> Callable[..., Any]:

@@ -171,7 +171,7 @@ def _groups(run: Run, model: str, control: str) -> dict[Spot, list[SAE]]:
     kept = run.saes(model, control=control)
     groups = {}
     for row in chosen.itertuples():
-        spot = Spot(int(row.layer), row.about, int(row.d_sae))
+        spot = Spot(int(row.layer), row.about, int(row.d_sae), kind=run.config.hook_kind)
         names = [n for n in kept if n.startswith(f"{spot.stream}/{spot.d_sae}-{int(row.k)}-")]
         if names:
             groups[spot] = [kept[n] for n in sorted(names, key=lambda n: int(n.rpartition("-")[2]))]

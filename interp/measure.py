@@ -26,7 +26,6 @@ from interp.corpora import Corpus
 from interp.errors import UserError
 from interp.graph import Graph
 from interp.held_out import HeldOut, pilot_rows, sae_rows, splice_rows
-from interp.hook_points import HookPoint
 from interp.loss import loss
 from interp.models import Model, load
 from interp.progress import Progress
@@ -172,13 +171,13 @@ class Measurement:
         fitters = {
             layer: ContextualFitter(model.d_vocab, part.n_ctx, model.d_model) for layer in layers
         }
-        points = {layer: HookPoint("resid_post", layer) for layer in layers}
+        points = {spot.layer: spot.hook_point for spot in self.spots if spot.layer in fitters}
         for chunk in capture(
             model, part, list(points.values()), chunk_tokens=self.config.chunk_tokens
         ):
             for layer, fitter in fitters.items():
                 keep = chunk.keep
-                x = chunk.acts[str(points[layer])][keep]
+                x = chunk.acts[points[layer]][keep]
                 fitter.update(x, chunk.token_ids[keep], chunk.positions[keep])
         return {layer: fitter.fit() for layer, fitter in fitters.items()}
 

@@ -244,7 +244,7 @@ def _is_local(model: str) -> bool:
 
 def _contextual(repo: str, sae: Kept) -> Iterator[str]:
     yield (
-        "SAEs of a stream named `.contextual` were trained on the residual stream less what token "
+        "SAEs of a stream named `.contextual` were trained on its activations less what token "
         "and position alone explain. They need that taken off first, and never see the first "
         "position of a sequence:"
     )

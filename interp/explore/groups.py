@@ -12,7 +12,7 @@ import pandas as pd
 from interp.config import About
 from interp.errors import UserError
 from interp.run import TRAINED, TWIN, Run, folder_name
-from interp.spots import Spot
+from interp.spots import Spot, layer_depth
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Group:
     @property
     def depth(self) -> float:
         """After this share of the blocks."""
-        return (self.spot.layer + 1) / self.n_layers
+        return layer_depth(self.spot.kind, self.spot.layer, self.n_layers)
 
 
 def groups_of(
@@ -96,7 +96,7 @@ def _of_model(
     place = ["layer", "about", "d_sae", "other", "k_rule", "k"]
     for at, rows in order.groupby(place, sort=True):
         layer, about, d_sae, other, _, k = cast(tuple[Any, ...], at)
-        spot = Spot(int(layer), cast(About, str(about)), int(d_sae))
+        spot = Spot(int(layer), cast(About, str(about)), int(d_sae), kind=run.config.hook_kind)
         if (spot, int(k)) in seen:
             continue
         seen.add((spot, int(k)))

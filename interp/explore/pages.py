@@ -24,6 +24,7 @@ from jinja2 import Environment, StrictUndefined
 from interp import durable
 from interp.explore.firings import AFTER, BEFORE
 from interp.explore.records import HeldOutText, Latent, Match
+from interp.report.wording import SUBLAYERS
 from interp.run import CONTEXTUAL, TRAINED, TWIN
 
 SHARD = 128
@@ -236,11 +237,10 @@ def write_index(
 def _group_page(facts: Facts) -> str:
     has_labels = facts.told is not None
     up = _up(facts.key)
-    stream = (
-        "the residual stream less the means of token and position"
-        if facts.about == "contextual"
-        else "the residual stream as it is"
-    )
+    hook_point = facts.hook_point.removesuffix(CONTEXTUAL)
+    read = SUBLAYERS.get(hook_point.rpartition(".")[2], "the residual stream")
+    contextual = facts.about == "contextual"
+    stream = f"{read} {'less the means of token and position' if contextual else 'as it is'}"
     data = {
         "title": facts.title,
         "d_sae": facts.d_sae,
@@ -253,7 +253,7 @@ def _group_page(facts: Facts) -> str:
     }
     shown = {
         "title": facts.title,
-        "note": f"TopK SAEs at {facts.hook_point.removesuffix(CONTEXTUAL)}, on {stream}."
+        "note": f"TopK SAEs at {hook_point}, on {stream}."
         + (f" FVU {facts.fvu:.3f}." if facts.fvu is not None else ""),
         "n_seeds": facts.n_seeds,
         "n_tokens": f"{facts.n_tokens:,}",

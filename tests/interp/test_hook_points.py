@@ -193,3 +193,27 @@ def test_a_returned_tensor_replaces_the_value(architecture: str, kind: str) -> N
 def test_blocks_are_the_layers() -> None:
     hf = tiny("opt")
     assert blocks(hf) is hf.model.decoder.layers
+
+
+@pytest.mark.parametrize("name", [n for n in COVERED if "resid_mid" not in COVERED[n].lacks])
+def test_a_new_middle_goes_past_the_mlp_too(name: str) -> None:
+    """Replaced in the MLP's input alone, the block would still add the old value to its output."""
+    hf = covered(name)
+    mid, mlp, post = (HookPoint(kind, 1) for kind in ("resid_mid", "mlp_out", "resid_post"))
+    seen: dict[HookPoint, torch.Tensor] = {}
+
+    def halve(value: torch.Tensor) -> torch.Tensor:
+        seen[mid] = value.clone().reshape(-1, 16) / 2
+        return value / 2
+
+    def keep(point: HookPoint) -> Any:
+        return lambda value: seen.update({point: value.clone().reshape(-1, 16)})
+
+    # Named last to first: what reads the sum must see it finished all the same.
+    with torch.inference_mode(), watch(hf, {post: keep(post), mlp: keep(mlp), mid: halve}):
+        hf(input_ids=IDS)
+    torch.testing.assert_close(seen[post], seen[mid] + seen[mlp])
+    plain = collect(hf, IDS, [mlp, post])
+    assert not torch.allclose(plain[mlp], seen[mlp]), "the MLP reads the new value"
+    untouched = collect(hf, IDS, [post])
+    assert torch.equal(untouched[post], plain[post]), "and no hook is left behind"
