@@ -13,13 +13,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from interp import families, ladder
 from interp.errors import UserError
+from saes.config import PENALIZED
 
 About = Literal["all", "contextual"]
 KRule = Literal["fvu", "constant", "proportional"]
+Architecture = Literal["topk", "batchtopk", "matryoshka_batchtopk"]
 HookKind = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
 """`interp.hook_points.KINDS`, which a config, being a leaf, cannot ask; a test holds them equal."""
 _WRITTEN_BY = "# superscope "
@@ -76,6 +85,10 @@ class StudyConfig(BaseModel):
     primary_stream: About = "contextual"
     d_sae_per_d_model: tuple[int, ...] = (4,)
     """Dictionary sizes of the primary stream at the primary layer; everywhere else the first."""
+    architecture: Architecture = "topk"
+    """Of the SAEs that every count rests on. For the batchtopk kinds k is a mean over tokens."""
+    other_architectures: tuple[Architecture, ...] = ()
+    """Sensitivity to it, at the primary layer, stream and first size; each with its own k."""
     n_seeds: int = Field(default=3, ge=2, le=16)
     target_fvu: float = Field(default=0.3, gt=0, lt=1)
     """k is what reaches it. At 0.3 models and random twins of every ladder width need less than
@@ -107,6 +120,17 @@ class StudyConfig(BaseModel):
     max_hours: float | None = Field(default=None, gt=0)
     """and the time of all units together on the machine that plans."""
 
+    @field_validator("architecture", "other_architectures", mode="before")
+    @classmethod
+    def _has_k(cls, value: Any) -> Any:
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if one in PENALIZED:
+                raise ValueError(
+                    f"{one} is made sparse by a penalty and has no k, so no rule for k can hold "
+                    "it to target_fvu; use topk, batchtopk or matryoshka_batchtopk"
+                )
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:
         for name in ("twins", "shuffled", "gaussian"):
@@ -116,7 +140,7 @@ class StudyConfig(BaseModel):
                     f"{name} {sorted(strangers)} are not among the models; add them there"
                 )
         for name in ("models", "twins", "shuffled", "gaussian", "loss_only_models", "streams",
-                     "d_sae_per_d_model"):  # fmt: skip
+                     "d_sae_per_d_model", "other_architectures"):  # fmt: skip
             entries = getattr(self, name)
             if len(set(entries)) != len(entries):
                 raise ValueError(f"{name} has an entry twice: {list(entries)}; remove one")
@@ -134,6 +158,11 @@ class StudyConfig(BaseModel):
             raise ValueError("d_sae_per_d_model needs at least one multiple of 1 or more")
         if "fvu" in self.other_k_rules or len(set(self.other_k_rules)) != len(self.other_k_rules):
             raise ValueError("other_k_rules may hold constant and proportional, each once")
+        if self.architecture in self.other_architectures:
+            raise ValueError(
+                f"other_architectures has {self.architecture!r}, which is the architecture of all "
+                "other counts; remove it there"
+            )
         if not self.pilot_ks or min(self.pilot_ks) < 1:
             raise ValueError("pilot_ks needs at least one k of 1 or more")
         return self

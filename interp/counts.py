@@ -137,15 +137,16 @@ def _where(
 def sensitivity_records(
     results: pd.DataFrame, facts: list[dict[str, Any]], config: StudyConfig
 ) -> list[dict[str, Any]]:
-    """S_>=2 under every rule for k, where a rule beside the primary one was run."""
+    """S_>=2 under every rule for k and architecture, where any beside the primary ones was run."""
     counted = results[results["d_sae"].notna()]
     place = ["d_model", "model", "layer", "about", "d_sae"]
     cells: dict[Any, dict[str, _Cell]] = {}
-    for (*at, rule, control), group in counted.groupby([*place, "k_rule", "control"], sort=True):
-        cells.setdefault((*at, rule), {})[str(control)] = _Cell(group)
-    places = {at[:-1] for at in cells if at[-1] != "fvu"}
+    keys = [*place, "architecture", "k_rule", "control"]
+    for (*at, control), group in counted.groupby(keys, sort=True):
+        cells.setdefault(tuple(at), {})[str(control)] = _Cell(group)
+    places = {at[:-2] for at in cells if at[-2:] != (config.architecture, "fvu")}
     records = []
-    for (d_model, model, layer, about, d_sae, rule), by_control in cells.items():
+    for (d_model, model, layer, about, d_sae, architecture, rule), by_control in cells.items():
         if (d_model, model, layer, about, d_sae) not in places or TRAINED not in by_control:
             continue
         found = {
@@ -153,7 +154,8 @@ def sensitivity_records(
             for control, cell in by_control.items()
         }
         where = _where(facts, config, str(model), int(layer), str(about))
-        records.append(where | {"k_rule": rule} | _record(found))
+        how = {"architecture": architecture, "k_rule": rule}
+        records.append(where | how | _record(found))
     return records
 
 

@@ -241,12 +241,13 @@ class Measurement:
             trained.get(HALF),
             held,
             config,
+            k=pilot["k"],
             k_reached=pilot["reached"],
             n_tokens=sae_tokens(config, spot),
         )
         if self.control != GAUSSIAN:  # noise belongs in no forward pass
             blocks = self._blocks(config.splice_tokens, "held_out")
-            found += splice_rows(model, blocks, spot, layer_means, trained[MAIN][0])
+            found += splice_rows(model, blocks, spot, layer_means, trained[MAIN][0], k=pilot["k"])
         if spot.about == "contextual" and layer_means is not None:
             share = layer_means.variance_share
             found += [
@@ -262,6 +263,8 @@ class Measurement:
             "d_sae": spot.d_sae,
             "k_rule": spot.k_rule,
         }
+        if spot.architecture != "topk":
+            place["architecture"] = spot.architecture
         [file] = files_of(self.folder, unit, spot.name)
         file.parent.mkdir(exist_ok=True)
         write_table(file, pd.DataFrame([row | place for row in found]))

@@ -111,7 +111,7 @@ def plan_study(config: StudyConfig) -> list[Cost]:
         model = load(name)
         if name in config.models:
             require_hook_kind(config, model)
-            speed: dict[int, float] = {}
+            speed: dict[tuple[int, str], float] = {}
             costs.append(_model_cost(config, model, TRAINED, speed))
             controls = [
                 what
@@ -156,8 +156,10 @@ def forward_flops(model: Model, last: HookPoint, n_ctx: int, *, with_loss: bool)
     return float(last.layer * through(layers[0]) + begun)
 
 
-def _model_cost(config: StudyConfig, model: Model, control: str, speed: dict[int, float]) -> Cost:
-    """`speed`: seconds per token and SAE by d_sae, measured for the sizes that are not in it."""
+def _model_cost(
+    config: StudyConfig, model: Model, control: str, speed: dict[tuple[int, str], float]
+) -> Cost:
+    """`speed`: seconds per token and SAE by d_sae and architecture, measured where not in it."""
     groups = spots(config, model.d_model, model.n_layers, control)
     n_ctx = min(model.n_ctx, MAX_BLOCK_TOKENS)
     last = HookPoint(config.hook_kind, max(spot.layer for spot in groups))
@@ -180,12 +182,14 @@ def _model_cost(config: StudyConfig, model: Model, control: str, speed: dict[int
     n_bytes = scratch = training = measuring = 0
     for spot in groups:
         d_sae = spot.d_sae
-        if d_sae not in speed:
-            speed[d_sae] = _sae_seconds(model.d_model, d_sae, config)
+        kind = (d_sae, spot.architecture)
+        if kind not in speed:
+            speed[kind] = _sae_seconds(model.d_model, spot, config)
         tokens = _sae_tokens(config, spot, model.d_model)
         weights = 2 * model.d_model * d_sae + model.d_model + d_sae
+        weights += d_sae * (spot.architecture != "topk")  # its thresholds
         flops += tokens * (2 * model.d_model * d_sae + 8 * (model.d_model // 8) * model.d_model)
-        seconds += tokens * speed[d_sae]
+        seconds += tokens * speed[kind]
         n_runs = config.n_seeds * (1 + config.check_convergence)
         n_bytes += n_runs * (4 * weights + 1_400) + _UNIT_BYTES
         scratch += n_runs * _TRAINING_BYTES_PER_WEIGHT * weights
@@ -234,7 +238,7 @@ def _forward_seconds(model: Model, last: HookPoint, n_ctx: int, *, with_loss: bo
     return seconds / (n_blocks * n_ctx)
 
 
-def _sae_seconds(d_in: int, d_sae: int, config: StudyConfig) -> float:
+def _sae_seconds(d_in: int, spot: Spot, config: StudyConfig) -> float:
     """Per token and SAE, trained as many at once as the study does."""
     n_saes = min(config.n_seeds, config.threads)
     x = torch.randn(16_384, d_in, generator=torch.Generator().manual_seed(0))
@@ -243,8 +247,9 @@ def _sae_seconds(d_in: int, d_sae: int, config: StudyConfig) -> float:
         configs = [
             saes.SAEConfig(
                 d_in=d_in,
-                d_sae=d_sae,
+                d_sae=spot.d_sae,
                 k=max(1, d_in // 8),
+                architecture=spot.architecture,
                 n_tokens=n_rows,
                 # A run as short as this would call nearly all latents dead, and revive them all.
                 dead_after_tokens=MAX_DEAD_AFTER_TOKENS,

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 import saes
@@ -26,7 +27,7 @@ GAUSSIAN = "matched_gaussian"
 CONTROLS = (TWIN, SHUFFLED, GAUSSIAN)
 """Ends the name of a stream whose token and position means were removed."""
 MAY_GROW = ("models", "twins", "shuffled", "gaussian", "loss_only_models", "n_seeds",
-            "d_sae_per_d_model", "other_k_rules")  # fmt: skip
+            "d_sae_per_d_model", "other_k_rules", "other_architectures")  # fmt: skip
 """More of these leave what was measured as it is, and add units of their own."""
 NO_RESULT = ("executor", "address", "max_memory_gb", "max_disk_gb", "max_hours")
 """Fields that say where and whether a study runs, not what comes out."""
@@ -137,7 +138,10 @@ class Run:
     @cached_property
     def results(self) -> pd.DataFrame:
         """One row = model x layer x hook point x dictionary x seed x quantity."""
-        return pd.read_parquet(self.path / "results.parquet")
+        found = pd.read_parquet(self.path / "results.parquet")
+        if "architecture" not in found:  # from before there was a choice
+            found["architecture"] = np.where(found["d_sae"].notna(), "topk", None)
+        return found
 
     @cached_property
     def summary(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from interp.config import About, HookKind, KRule, StudyConfig
+from interp.config import About, Architecture, HookKind, KRule, StudyConfig
 from interp.errors import UserError
 from interp.hook_points import HookPoint, resolve
 from interp.run import CONTEXTUAL, TRAINED
@@ -22,7 +22,7 @@ MAIN, HALF = "main", "half"
 
 @dataclass(frozen=True)
 class Spot:
-    """Where one group of SAEs sits: a place, a stream, a dictionary size, a rule for k."""
+    """Where one group of SAEs sits: place, stream, kind and size of dictionary, rule for k."""
 
     layer: int
     about: About
@@ -32,6 +32,7 @@ class Spot:
     """Whether the headline's count, at any size, comes from here."""
     kind: HookKind = "resid_post"
     """Where in the block of that layer."""
+    architecture: Architecture = "topk"
 
     @property
     def hook_point(self) -> str:
@@ -45,7 +46,13 @@ class Spot:
     @property
     def name(self) -> str:
         """Of files about this group."""
-        return f"{self.stream}.{self.d_sae}.{self.k_rule}"
+        kind = "" if self.architecture == "topk" else f".{self.architecture}"
+        return f"{self.stream}.{self.d_sae}.{self.k_rule}{kind}"
+
+    def size(self, k: int) -> str:
+        """Begins the names of its SAEs, which end with the seed (`SAEConfig.name`)."""
+        kind = "" if self.architecture == "topk" else f"{self.architecture}-"
+        return f"{self.d_sae}-{kind}{k}"
 
 
 def layer_depth(kind: str, layer: int, n_layers: int) -> float:
@@ -77,18 +84,22 @@ def require_hook_kind(config: StudyConfig, model: Model) -> None:
 def spots(config: StudyConfig, d_model: int, n_layers: int, control: str = TRAINED) -> list[Spot]:
     """All groups of SAEs for a model of this shape, or a control of it, the primary layer first.
 
-    Controls are held to what the headline needs: the first size, and k by reconstruction.
+    Controls are held to what the headline needs: the first size, k by reconstruction, and one
+    architecture.
     """
     layer = primary_layer(config, n_layers)
     trained = control == TRAINED
     first = config.d_sae_per_d_model[0] * d_model
-    primary = Spot(layer, config.primary_stream, first, kind=config.hook_kind)
+    primary = Spot(
+        layer, config.primary_stream, first, kind=config.hook_kind, architecture=config.architecture
+    )
     found = [
         replace(primary, d_sae=multiple * d_model, headline=True)
         for multiple in config.d_sae_per_d_model[: None if trained else 1]
     ]
     if trained:
         found += [replace(primary, k_rule=rule) for rule in config.other_k_rules]
+        found += [replace(primary, architecture=one) for one in config.other_architectures]
     found += [
         replace(primary, about=about) for about in config.streams if about != config.primary_stream
     ]
@@ -131,6 +142,7 @@ def sae_config(
         d_in=d_model,
         d_sae=spot.d_sae,
         k=k,
+        architecture=spot.architecture,
         hook_point=spot.stream,
         seed=config.seed * 1000 + seed,
         **schedule,

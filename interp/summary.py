@@ -23,7 +23,7 @@ from interp.scaling import Parameter, fit_power_law
 
 COLUMNS = (
     "model", "family", "arm", "control", "d_model", "layer", "hook_point", "about", "d_sae",
-    "k_rule", "k", "seed", "role", "quantity", "value", "ci_low", "ci_high", "note",
+    "architecture", "k_rule", "k", "seed", "role", "quantity", "value", "ci_low", "ci_high", "note",
 )  # fmt: skip
 Z_95 = 1.959964
 
@@ -34,11 +34,15 @@ def tidy(rows: pd.DataFrame, facts: list[dict[str, Any]]) -> pd.DataFrame:
     by_name = {f["name"]: f for f in facts}
     for column in ("family", "arm", "d_model"):
         frame[column] = frame["model"].map(lambda name, c=column: by_name[name][c])
+    # Rows of topk, and all from before there was a choice, do not name it.
+    unnamed = frame["d_sae"].notna() & frame["architecture"].isna()
+    frame["architecture"] = frame["architecture"].astype(object).mask(unnamed, "topk")
     for column in ("d_model", "layer", "d_sae", "k", "seed"):
         frame[column] = frame[column].astype("Int64")
     for column in ("value", "ci_low", "ci_high"):
         frame[column] = frame[column].astype("float64")
-    keys = ["d_model", "model", "control", "layer", "about", "d_sae", "k_rule", "role", "k", "seed"]
+    keys = ["d_model", "model", "control", "layer", "about", "d_sae", "architecture", "k_rule",
+            "role", "k", "seed"]  # fmt: skip
     return frame.sort_values([*keys, "quantity"], na_position="first", kind="stable").reset_index(
         drop=True
     )
@@ -52,7 +56,11 @@ def summarise(
 ) -> dict[str, Any]:
     """The contract's `summary.json`, less what only the run knows (command, time, headline)."""
     facts = sorted(facts, key=lambda f: (f["d_model"], f["name"]))
-    packing = packing_records(results[results["k_rule"] == "fvu"], facts, config)
+    packing = packing_records(
+        results[(results["k_rule"] == "fvu") & (results["architecture"] == config.architecture)],
+        facts,
+        config,
+    )
     primary = {
         "estimator": (
             "saturation" if len(config.d_sae_per_d_model) >= MIN_SIZES else "reproducible"
@@ -60,6 +68,7 @@ def summarise(
         "about": config.primary_stream,
         "layer_fraction": config.primary_layer_fraction,
         "d_sae_per_d_model": config.d_sae_per_d_model[0],
+        "architecture": config.architecture,
         "k_rule": f"k <= d_model/4 whose FVU in pilots is nearest to {config.target_fvu}",
     }
     chosen = [r for r in packing if _is_primary(r, primary, facts)]

@@ -226,6 +226,7 @@ def _write(
             about=group.spot.about,
             d_sae=group.spot.d_sae,
             k=group.k,
+            architecture=group.spot.architecture,
             n_seeds=len(group.folders),
             n_tokens=len(seeds.positions),
             text=run.config.text,

@@ -24,6 +24,7 @@ from jinja2 import Environment, StrictUndefined
 from interp import durable
 from interp.explore.firings import AFTER, BEFORE
 from interp.explore.records import HeldOutText, Latent, Match
+from interp.report.tables import ARCHITECTURES
 from interp.report.wording import SUBLAYERS
 from interp.run import CONTEXTUAL, TRAINED, TWIN
 
@@ -82,6 +83,7 @@ class Facts:
     """Latents of each seed that the study counts."""
     told: list[int] | None = None
     """Latents of each seed that tell a label; None for text without labels."""
+    architecture: str = "topk"
     settings: dict[str, Any] = field(default_factory=dict)
     """What the pages depend on; other settings, other pages."""
 
@@ -91,7 +93,8 @@ class Facts:
 
     @property
     def title(self) -> str:
-        size = f"{self.d_sae} latents, k {self.k}"
+        kind = "" if self.architecture == "topk" else f"{ARCHITECTURES[self.architecture]}, "
+        size = f"{kind}{self.d_sae} latents, k {self.k}"
         return f"{self.model_title}, layer {self.layer}, {self.about}, {size}"
 
     def page(self, latent_root: str) -> str:
@@ -253,7 +256,7 @@ def _group_page(facts: Facts) -> str:
     }
     shown = {
         "title": facts.title,
-        "note": f"TopK SAEs at {hook_point}, on {stream}."
+        "note": f"{ARCHITECTURES[facts.architecture]} SAEs at {hook_point}, on {stream}."
         + (f" FVU {facts.fvu:.3f}." if facts.fvu is not None else ""),
         "n_seeds": facts.n_seeds,
         "n_tokens": f"{facts.n_tokens:,}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -26,7 +25,7 @@ from interp.plan import plan_study
 from interp.report import headline
 from interp.run import GAUSSIAN, RunFolder
 from interp.sources import ModelSource, Sources
-from interp.spots import layer_depth, primary_layer, spots
+from interp.spots import layer_depth, primary_layer
 from interp.study import run_study
 from interp.tokens import tokens
 
