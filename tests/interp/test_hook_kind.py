@@ -164,6 +164,6 @@ def test_the_answer_says_what_was_counted_in() -> None:
         record["hook_point"] = record["hook_point"].replace("resid_post", "mlp_out")
     assert ", in what the MLP adds, " in headline(data)
     one = packing_record(32) | {"layer_fraction": None}
-    for kind, word in (("resid_pre", "before"), ("resid_post", "after")):
+    for kind, word in (("resid_pre", "Before"), ("resid_post", "After")):
         row = one | {"hook_point": str(HookPoint(kind, one["layer"]))}
-        assert f"{word} layer {one['layer']}" in headline(data | {"packing": [row]}), kind
+        assert f"{word} layer 1 " in headline(data | {"packing": [row]}), kind
