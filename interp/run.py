@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 import saes
@@ -140,7 +139,8 @@ class Run:
         """One row = model x layer x hook point x dictionary x seed x quantity."""
         found = pd.read_parquet(self.path / "results.parquet")
         if "architecture" not in found:  # from before there was a choice
-            found["architecture"] = np.where(found["d_sae"].notna(), "topk", None)
+            found["architecture"] = None
+            found.loc[found["d_sae"].notna(), "architecture"] = "topk"
         return found
 
     @cached_property

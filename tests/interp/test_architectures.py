@@ -93,8 +93,8 @@ def test_the_headlines_architecture_is_no_other_one() -> None:
         parse_config({"models": ["a"], "other_architectures": ["topk"]}, "here")
     with pytest.raises(UserError, match="other_architectures has an entry twice"):
         parse_config({"models": ["a"], "other_architectures": ["batchtopk"] * 2}, "here")
-    turned = {"architecture": "batchtopk", "other_architectures": ["topk"]}
-    assert parse_config({"models": ["a"]} | turned, "here").architecture == "batchtopk"
+    turned: dict[str, object] = {"architecture": "batchtopk", "other_architectures": ["topk"]}
+    assert parse_config(turned | {"models": ["a"]}, "here").architecture == "batchtopk"
 
 
 def test_more_architectures_leave_what_was_measured(
