@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -77,6 +77,8 @@ class StudyConfig(BaseModel):
     blocks before it, any other kind counts the block that it is in."""
     other_layers: bool = False
     """Measure the layers beside the primary one too, on the primary stream at the first size."""
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Which ones, counted from 0, where `other_layers` is set; none given: all of them."""
     twin_other_layers: bool = False
     """The same for twins and other controls. Without it these have the streams of the primary layer
     at the first size: what the headline is set against, for a third of what a model costs."""
@@ -140,7 +142,7 @@ class StudyConfig(BaseModel):
                     f"{name} {sorted(strangers)} are not among the models; add them there"
                 )
         for name in ("models", "twins", "shuffled", "gaussian", "loss_only_models", "streams",
-                     "d_sae_per_d_model", "other_architectures"):  # fmt: skip
+                     "d_sae_per_d_model", "other_architectures", "layers"):  # fmt: skip
             entries = getattr(self, name)
             if len(set(entries)) != len(entries):
                 raise ValueError(f"{name} has an entry twice: {list(entries)}; remove one")
@@ -158,6 +160,11 @@ class StudyConfig(BaseModel):
             raise ValueError("d_sae_per_d_model needs at least one multiple of 1 or more")
         if "fvu" in self.other_k_rules or len(set(self.other_k_rules)) != len(self.other_k_rules):
             raise ValueError("other_k_rules may hold constant and proportional, each once")
+        if self.layers and not self.other_layers:
+            raise ValueError(
+                f"layers {list(self.layers)} are those that other_layers adds; set other_layers, or "
+                "remove them (primary_layer_fraction chooses the primary layer)"
+            )
         if self.architecture in self.other_architectures:
             raise ValueError(
                 f"other_architectures has {self.architecture!r}, which is the architecture of all "

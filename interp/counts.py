@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from interp.calibration import calibrated
+from interp.calibration import UNCALIBRATED, calibrated
 from interp.config import StudyConfig
 from interp.estimate import Estimate, InsufficientData
 from interp.hook_points import HookPoint
@@ -103,7 +103,7 @@ def packing_records(
                     control: cell.estimate(quantity, int(d_model), int(d_sae), config.n_seeds)
                     for control, cell in by_control.items()
                 }
-                record = where | _record(found)
+                record = where | _record(found, config.architecture)
                 if quantity == "reproducible":
                     larger = [c[TRAINED] for d, c in sizes if d > d_sae and TRAINED in c]
                     record |= {"outgrown": _outgrown(by_control[TRAINED], larger)}
@@ -116,7 +116,7 @@ def packing_records(
                 if (n := _saturation(sizes, control, int(d_model), config)) is not None
             }
             if TRAINED in found:
-                records.append(where | _record(found))
+                records.append(where | _record(found, config.architecture))
     return records
 
 
@@ -155,7 +155,7 @@ def sensitivity_records(
         }
         where = _where(facts, config, str(model), int(layer), str(about))
         how = {"architecture": architecture, "k_rule": rule}
-        records.append(where | how | _record(found))
+        records.append(where | how | _record(found, architecture))
     return records
 
 
@@ -229,14 +229,16 @@ def _saturation(
     )
 
 
-def _record(found: Mapping[str, Estimate]) -> dict[str, Any]:
+def _record(found: Mapping[str, Estimate], architecture: str) -> dict[str, Any]:
     """The trained model's estimate, with those of the controls inside."""
     keep = (
         "value", "ci_low", "ci_high", "per_dim", "d_sae", "k", "fvu", "fvu_matched",
         "tokens_per_latent", "converged", "censored", "reason",
     )  # fmt: skip
     own = found[TRAINED]
-    record = own.to_json() | {"calibration": calibrated(own)}
+    # The known feature counts were found again by TopK SAEs, and nothing else has been tried.
+    known = calibrated(own) if architecture == "topk" else UNCALIBRATED
+    record = own.to_json() | {"calibration": known}
     record["controls"] = []
     for control in CONTROLS:
         if control in found:

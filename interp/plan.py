@@ -29,7 +29,7 @@ from interp.spots import (
     largest_k,
     longest_budget,
     pilot_ks,
-    require_hook_kind,
+    require_hook_points,
     sae_tokens,
     spots,
 )
@@ -110,7 +110,7 @@ def plan_study(config: StudyConfig) -> list[Cost]:
     for name in (*config.models, *config.loss_only_models):
         model = load(name)
         if name in config.models:
-            require_hook_kind(config, model)
+            require_hook_points(config, model)
             speed: dict[tuple[int, str], float] = {}
             costs.append(_model_cost(config, model, TRAINED, speed))
             controls = [

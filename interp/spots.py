@@ -73,12 +73,14 @@ def primary_layer(config: StudyConfig, n_layers: int) -> int:
     )
 
 
-def require_hook_kind(config: StudyConfig, model: Model) -> None:
-    """Raise UserError, naming the model, where its architecture lacks the study's hook points."""
+def require_hook_points(config: StudyConfig, model: Model) -> None:
+    """Raise UserError, naming the model, where it lacks the study's kind of hook point or layers."""
+    kind, layers = config.hook_kind, list(config.layers)
     try:
-        resolve(config.hook_kind, model.hf)
+        resolve([kind, *(HookPoint(kind, layer) for layer in layers)], model.hf)
     except UserError as error:
-        raise UserError(f"{model.name}: hook_kind {config.hook_kind}: {error}") from None
+        asked = f"hook_kind {kind}" + (f", layers {layers}" if layers else "")
+        raise UserError(f"{model.name}: {asked}: {error}") from None
 
 
 def spots(config: StudyConfig, d_model: int, n_layers: int, control: str = TRAINED) -> list[Spot]:
@@ -104,7 +106,8 @@ def spots(config: StudyConfig, d_model: int, n_layers: int, control: str = TRAIN
         replace(primary, about=about) for about in config.streams if about != config.primary_stream
     ]
     if config.other_layers and (trained or config.twin_other_layers):
-        found += [replace(primary, layer=other) for other in range(n_layers) if other != layer]
+        others = sorted(config.layers) or range(n_layers)
+        found += [replace(primary, layer=other) for other in others if other != layer]
     return found
 
 

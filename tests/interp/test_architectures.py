@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -14,8 +15,10 @@ import yaml
 from tiny_study import tiny_study
 
 import saes
+from interp.cli import main
 from interp.config import Architecture, StudyConfig, parse_config, read_config
 from interp.errors import UserError
+from interp.explore import exploring
 from interp.explore.groups import groups_of
 from interp.graph import Graph
 from interp.held_out import sae_rows
@@ -29,6 +32,7 @@ from interp.sources import Sources
 from interp.spots import Spot, sae_config
 from interp.study import run_study
 from saes.config import PENALIZED, SAEConfig
+from saes.sae import joined
 
 OTHERS = ("batchtopk", "matryoshka_batchtopk")
 
@@ -255,3 +259,27 @@ def test_the_plan_counts_other_architectures(config: StudyConfig) -> None:
     assert more[0].n_bytes > plain[0].n_bytes
     assert more[0].flops > plain[0].flops
     assert more[1].n_bytes == plain[1].n_bytes, "a twin has the headline's alone"
+
+
+def test_the_explorer_opens_all_of_them(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read in several pieces: under a threshold each has slots of its own number."""
+    out = Path(shutil.copytree(run.path, tmp_path / "copy"))
+    monkeypatch.setattr(exploring, "_CHUNK_BYTES", 4 * 16 * 256)
+    assert main(["explore", str(out)]) == 0
+    pages = [page.read_text() for page in (out / "explorer").rglob("index.html")]
+    for kind in ARCHITECTURES.values():
+        assert sum(f"{kind} SAEs at blocks.0.hook_resid_post" in page for page in pages) >= 1, kind
+
+
+def test_parts_of_activations_are_joined_with_room_for_the_widest() -> None:
+    W = torch.eye(3)
+    threshold = torch.full((3,), 0.5)
+    sae = saes.SAE(W, W, torch.zeros(3), torch.zeros(3), threshold=threshold)
+    x = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [3.0, 4.0, 5.0]])
+    whole, parts = sae.encode(x), [sae.encode(part) for part in x.split(2)]
+    assert [part.indices.shape[1] for part in parts] == [1, 3]
+    together = joined(parts)
+    assert torch.equal(sae.decode(together), sae.decode(whole))
+    assert together.values.sum() == x.sum()

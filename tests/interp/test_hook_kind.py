@@ -25,7 +25,7 @@ from interp.plan import plan_study
 from interp.report import headline
 from interp.run import GAUSSIAN, RunFolder
 from interp.sources import ModelSource, Sources
-from interp.spots import layer_depth, primary_layer
+from interp.spots import layer_depth, primary_layer, spots
 from interp.study import run_study
 from interp.tokens import tokens
 
@@ -167,3 +167,31 @@ def test_the_answer_says_what_was_counted_in() -> None:
     for kind, word in (("resid_pre", "Before"), ("resid_post", "After")):
         row = one | {"hook_point": str(HookPoint(kind, one["layer"]))}
         assert f"{word} layer 1 " in headline(data | {"packing": [row]}), kind
+
+
+def test_layers_are_chosen_beside_the_primary_one(config: StudyConfig) -> None:
+    def layers(**more: object) -> list[int]:
+        return [s.layer for s in spots(config.model_copy(update=more), 16, 6)]
+
+    assert layers() == [2]
+    assert layers(other_layers=True) == [2, 0, 1, 3, 4, 5]
+    assert layers(other_layers=True, layers=(5, 2, 0)) == [2, 0, 5], "the primary one stays first"
+
+
+def test_layers_that_are_not_there_are_refused_before_any_work(
+    config: StudyConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"layers \[1\] are those that other_layers adds"):
+        parse_config({"models": ["a"], "layers": [1]}, "here")
+    with pytest.raises(UserError, match=r"layers\.0: .* greater than or equal to 0"):
+        parse_config({"models": ["a"], "other_layers": True, "layers": [-1]}, "here")
+    with pytest.raises(UserError, match="layers has an entry twice"):
+        parse_config({"models": ["a"], "other_layers": True, "layers": [1, 1]}, "here")
+    deeper = config.model_copy(update={"other_layers": True, "layers": (1, 2)})
+    (tmp_path / "study.yaml").write_text(deeper.to_yaml())
+    for command in ("study", "plan"):
+        out = tmp_path / "out"
+        assert cli.main([command, str(tmp_path / "study.yaml"), "--out", str(out)]) == 2
+        told = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "layers [1, 2]: blocks.2.hook_resid_post: the model has 2 layers" in told
+        assert not out.exists()
