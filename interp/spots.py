@@ -74,7 +74,7 @@ def primary_layer(config: StudyConfig, n_layers: int) -> int:
 
 
 def require_hook_points(config: StudyConfig, model: Model) -> None:
-    """Raise UserError, naming the model, where it lacks the study's kind of hook point or layers."""
+    """Raise UserError, naming the model, where it lacks the hook points of the study."""
     kind, layers = config.hook_kind, list(config.layers)
     try:
         resolve([kind, *(HookPoint(kind, layer) for layer in layers)], model.hf)
