@@ -162,8 +162,8 @@ class StudyConfig(BaseModel):
             raise ValueError("other_k_rules may hold constant and proportional, each once")
         if self.layers and not self.other_layers:
             raise ValueError(
-                f"layers {list(self.layers)} are those that other_layers adds; set other_layers, or "
-                "remove them (primary_layer_fraction chooses the primary layer)"
+                f"layers {list(self.layers)} are those that other_layers adds; set it, or "
+                "remove layers (primary_layer_fraction chooses the primary layer)"
             )
         if self.architecture in self.other_architectures:
             raise ValueError(
