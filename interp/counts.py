@@ -154,7 +154,8 @@ def sensitivity_records(
             for control, cell in by_control.items()
         }
         where = _where(facts, config, str(model), int(layer), str(about))
-        how = {"architecture": architecture, "k_rule": rule}
+        how = {"k_rule": rule}
+        how |= {} if architecture == "topk" else {"architecture": architecture}
         records.append(where | how | _record(found, architecture))
     return records
 

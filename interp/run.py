@@ -128,6 +128,16 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     durable.write(path, table.to_parquet(index=False))
 
 
+def with_architectures(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same rows, those of SAEs that name no architecture as `topk`.
+
+    A spot's rows name others alone, and tables from before there was a choice none.
+    """
+    named = rows.reindex(columns=[*rows.columns, *({"architecture"} - set(rows.columns))])
+    unnamed = named["d_sae"].notna() & named["architecture"].isna()
+    return named.assign(architecture=named["architecture"].astype(object).mask(unnamed, "topk"))
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished study, read from its folder."""
@@ -137,11 +147,7 @@ class Run:
     @cached_property
     def results(self) -> pd.DataFrame:
         """One row = model x layer x hook point x dictionary x seed x quantity."""
-        found = pd.read_parquet(self.path / "results.parquet")
-        if "architecture" not in found:  # from before there was a choice
-            found["architecture"] = None
-            found.loc[found["d_sae"].notna(), "architecture"] = "topk"
-        return found
+        return with_architectures(pd.read_parquet(self.path / "results.parquet"))
 
     @cached_property
     def summary(self) -> dict[str, Any]:

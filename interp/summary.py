@@ -17,7 +17,7 @@ from interp.counts import packing_records, sensitivity_records
 from interp.exponent import ExponentFit, difference, fit_exponent
 from interp.mixed_model import mixed_model
 from interp.packing import COUNT_SLACK_PER_DIM
-from interp.run import TWIN
+from interp.run import TWIN, with_architectures
 from interp.saturation import MIN_SIZES
 from interp.scaling import Parameter, fit_power_law
 
@@ -30,13 +30,10 @@ Z_95 = 1.959964
 
 def tidy(rows: pd.DataFrame, facts: list[dict[str, Any]]) -> pd.DataFrame:
     """All rows with the same columns, types and order whatever order they were measured in."""
-    frame = rows.reindex(columns=list(COLUMNS))
+    frame = with_architectures(rows.reindex(columns=list(COLUMNS)))
     by_name = {f["name"]: f for f in facts}
     for column in ("family", "arm", "d_model"):
         frame[column] = frame["model"].map(lambda name, c=column: by_name[name][c])
-    # Rows of topk, and all from before there was a choice, do not name it.
-    unnamed = frame["d_sae"].notna() & frame["architecture"].isna()
-    frame["architecture"] = frame["architecture"].astype(object).mask(unnamed, "topk")
     for column in ("d_model", "layer", "d_sae", "k", "seed"):
         frame[column] = frame[column].astype("Int64")
     for column in ("value", "ci_low", "ci_high"):
@@ -56,6 +53,7 @@ def summarise(
 ) -> dict[str, Any]:
     """The contract's `summary.json`, less what only the run knows (command, time, headline)."""
     facts = sorted(facts, key=lambda f: (f["d_model"], f["name"]))
+    results = with_architectures(results)
     packing = packing_records(
         results[(results["k_rule"] == "fvu") & (results["architecture"] == config.architecture)],
         facts,
@@ -68,7 +66,8 @@ def summarise(
         "about": config.primary_stream,
         "layer_fraction": config.primary_layer_fraction,
         "d_sae_per_d_model": config.d_sae_per_d_model[0],
-        "architecture": config.architecture,
+        # A summary without the word is of topk, as all were before there was a choice.
+        **({} if config.architecture == "topk" else {"architecture": config.architecture}),
         "k_rule": f"k <= d_model/4 whose FVU in pilots is nearest to {config.target_fvu}",
     }
     chosen = [r for r in packing if _is_primary(r, primary, facts)]
