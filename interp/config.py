@@ -10,16 +10,27 @@ import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from interp import families, ladder
 from interp.errors import UserError
+from saes.config import PENALIZED
 
 About = Literal["all", "contextual"]
 KRule = Literal["fvu", "constant", "proportional"]
+Architecture = Literal["topk", "batchtopk", "matryoshka_batchtopk"]
+HookKind = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+"""`interp.hook_points.KINDS`, which a config, being a leaf, cannot ask; a test holds them equal."""
 _WRITTEN_BY = "# superscope "
 
 
@@ -59,11 +70,15 @@ class StudyConfig(BaseModel):
     held_out_tokens: int = Field(default=131_072, ge=2_048)
     splice_tokens: int = Field(default=32_768, ge=1_024)
 
-    hook_kind: Literal["resid_post"] = "resid_post"
+    hook_kind: HookKind = "resid_post"
+    """Where in a block every count is made; a kind that a model lacks is refused."""
     primary_layer_fraction: float = Field(default=0.5, gt=0, le=1)
-    """Depth of the primary layer: after this share of the blocks."""
+    """Depth of the primary layer: after this share of the blocks. `resid_pre` comes after the
+    blocks before it, any other kind counts the block that it is in."""
     other_layers: bool = False
     """Measure the layers beside the primary one too, on the primary stream at the first size."""
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Which ones, counted from 0, where `other_layers` is set; none given: all of them."""
     twin_other_layers: bool = False
     """The same for twins and other controls. Without it these have the streams of the primary layer
     at the first size: what the headline is set against, for a third of what a model costs."""
@@ -72,6 +87,10 @@ class StudyConfig(BaseModel):
     primary_stream: About = "contextual"
     d_sae_per_d_model: tuple[int, ...] = (4,)
     """Dictionary sizes of the primary stream at the primary layer; everywhere else the first."""
+    architecture: Architecture = "topk"
+    """Of the SAEs that every count rests on. For the batchtopk kinds k is a mean over tokens."""
+    other_architectures: tuple[Architecture, ...] = ()
+    """Sensitivity to it, at the primary layer, stream and first size; each with its own k."""
     n_seeds: int = Field(default=3, ge=2, le=16)
     target_fvu: float = Field(default=0.3, gt=0, lt=1)
     """k is what reaches it. At 0.3 models and random twins of every ladder width need less than
@@ -103,6 +122,17 @@ class StudyConfig(BaseModel):
     max_hours: float | None = Field(default=None, gt=0)
     """and the time of all units together on the machine that plans."""
 
+    @field_validator("architecture", "other_architectures", mode="before")
+    @classmethod
+    def _has_k(cls, value: Any) -> Any:
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if one in PENALIZED:
+                raise ValueError(
+                    f"{one} is made sparse by a penalty and has no k, so no rule for k can hold "
+                    "it to target_fvu; use topk, batchtopk or matryoshka_batchtopk"
+                )
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:
         for name in ("twins", "shuffled", "gaussian"):
@@ -112,7 +142,7 @@ class StudyConfig(BaseModel):
                     f"{name} {sorted(strangers)} are not among the models; add them there"
                 )
         for name in ("models", "twins", "shuffled", "gaussian", "loss_only_models", "streams",
-                     "d_sae_per_d_model"):  # fmt: skip
+                     "d_sae_per_d_model", "other_architectures", "layers"):  # fmt: skip
             entries = getattr(self, name)
             if len(set(entries)) != len(entries):
                 raise ValueError(f"{name} has an entry twice: {list(entries)}; remove one")
@@ -130,6 +160,16 @@ class StudyConfig(BaseModel):
             raise ValueError("d_sae_per_d_model needs at least one multiple of 1 or more")
         if "fvu" in self.other_k_rules or len(set(self.other_k_rules)) != len(self.other_k_rules):
             raise ValueError("other_k_rules may hold constant and proportional, each once")
+        if self.layers and not self.other_layers:
+            raise ValueError(
+                f"layers {list(self.layers)} are those that other_layers adds; set it, or "
+                "remove layers (primary_layer_fraction chooses the primary layer)"
+            )
+        if self.architecture in self.other_architectures:
+            raise ValueError(
+                f"other_architectures has {self.architecture!r}, which is the architecture of all "
+                "other counts; remove it there"
+            )
         if not self.pilot_ks or min(self.pilot_ks) < 1:
             raise ValueError("pilot_ks needs at least one k of 1 or more")
         return self

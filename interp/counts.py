@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from interp.calibration import calibrated
+from interp.calibration import UNCALIBRATED, calibrated
 from interp.config import StudyConfig
 from interp.estimate import Estimate, InsufficientData
+from interp.hook_points import HookPoint
 from interp.packing import MAX_CHANGE_IN_COUNT, saturation
 from interp.run import CONTROLS, TRAINED
 from interp.saturation import MIN_SIZES
-from interp.spots import HALF, primary_layer
+from interp.spots import HALF, layer_depth, primary_layer
 
 Z_95 = 1.959964
 
@@ -102,7 +103,7 @@ def packing_records(
                     control: cell.estimate(quantity, int(d_model), int(d_sae), config.n_seeds)
                     for control, cell in by_control.items()
                 }
-                record = where | _record(found)
+                record = where | _record(found, config.architecture)
                 if quantity == "reproducible":
                     larger = [c[TRAINED] for d, c in sizes if d > d_sae and TRAINED in c]
                     record |= {"outgrown": _outgrown(by_control[TRAINED], larger)}
@@ -115,7 +116,7 @@ def packing_records(
                 if (n := _saturation(sizes, control, int(d_model), config)) is not None
             }
             if TRAINED in found:
-                records.append(where | _record(found))
+                records.append(where | _record(found, config.architecture))
     return records
 
 
@@ -126,9 +127,9 @@ def _where(
     return {
         "model": model,
         "layer": layer,
-        "layer_fraction": (layer + 1) / n_layers,
+        "layer_fraction": layer_depth(config.hook_kind, layer, n_layers),
         "primary_layer": layer == primary_layer(config, n_layers),
-        "hook_point": f"blocks.{layer}.hook_resid_post",
+        "hook_point": str(HookPoint(config.hook_kind, layer)),
         "about": about,
     }
 
@@ -136,15 +137,16 @@ def _where(
 def sensitivity_records(
     results: pd.DataFrame, facts: list[dict[str, Any]], config: StudyConfig
 ) -> list[dict[str, Any]]:
-    """S_>=2 under every rule for k, where a rule beside the primary one was run."""
+    """S_>=2 under every rule for k and architecture, where any beside the primary ones was run."""
     counted = results[results["d_sae"].notna()]
     place = ["d_model", "model", "layer", "about", "d_sae"]
     cells: dict[Any, dict[str, _Cell]] = {}
-    for (*at, rule, control), group in counted.groupby([*place, "k_rule", "control"], sort=True):
-        cells.setdefault((*at, rule), {})[str(control)] = _Cell(group)
-    places = {at[:-1] for at in cells if at[-1] != "fvu"}
+    keys = [*place, "architecture", "k_rule", "control"]
+    for (*at, control), group in counted.groupby(keys, sort=True):
+        cells.setdefault(tuple(at), {})[str(control)] = _Cell(group)
+    places = {at[:-2] for at in cells if at[-2:] != (config.architecture, "fvu")}
     records = []
-    for (d_model, model, layer, about, d_sae, rule), by_control in cells.items():
+    for (d_model, model, layer, about, d_sae, architecture, rule), by_control in cells.items():
         if (d_model, model, layer, about, d_sae) not in places or TRAINED not in by_control:
             continue
         found = {
@@ -152,7 +154,9 @@ def sensitivity_records(
             for control, cell in by_control.items()
         }
         where = _where(facts, config, str(model), int(layer), str(about))
-        records.append(where | {"k_rule": rule} | _record(found))
+        how = {"k_rule": rule}
+        how |= {} if architecture == "topk" else {"architecture": architecture}
+        records.append(where | how | _record(found, architecture))
     return records
 
 
@@ -226,14 +230,16 @@ def _saturation(
     )
 
 
-def _record(found: Mapping[str, Estimate]) -> dict[str, Any]:
+def _record(found: Mapping[str, Estimate], architecture: str) -> dict[str, Any]:
     """The trained model's estimate, with those of the controls inside."""
     keep = (
         "value", "ci_low", "ci_high", "per_dim", "d_sae", "k", "fvu", "fvu_matched",
         "tokens_per_latent", "converged", "censored", "reason",
     )  # fmt: skip
     own = found[TRAINED]
-    record = own.to_json() | {"calibration": calibrated(own)}
+    # The known feature counts were found again by TopK SAEs, and nothing else has been tried.
+    known = calibrated(own) if architecture == "topk" else UNCALIBRATED
+    record = own.to_json() | {"calibration": known}
     record["controls"] = []
     for control in CONTROLS:
         if control in found:

@@ -79,16 +79,18 @@ def sae_rows(
     held: HeldOut,
     config: StudyConfig,
     *,
+    k: int,
     k_reached: bool,
     n_tokens: int,
 ) -> list[Row]:
     """Everything about one spot's seeds; `half` are the same seeds on half the tokens.
 
-    k_reached: whether the pilots found a k that reaches the target FVU. n_tokens: of training, of
-    each main SAE.
+    k: what they were trained with; SAEs that carry a threshold have no k of their own. k_reached:
+    whether the pilots found a k that reaches the target FVU. n_tokens: of training, of each main
+    SAE.
     """
     rows: list[Row] = []
-    d_sae, d_in, k = main[0].d_sae, main[0].d_in, main[0].k
+    d_sae, d_in = main[0].d_sae, main[0].d_in
     fvus: dict[str, float] = {}
     counts: dict[str, float] = {}
     for role, group in (("main", main), ("half", half)):
@@ -106,7 +108,7 @@ def sae_rows(
         latents = [LatentSet.from_acts(s.W_dec, c) for s, c in zip(group, codes, strict=True)]
         common = {"k": k, "role": role, "seed": None}
         if role == "main":
-            estimate, details = _count(latents, held, config.seed)
+            estimate, details = _count(latents, held, k, config.seed)
             counts[role] = estimate.value or 0.0
             rows.append(_estimate_row(estimate, **common))
             rows += [{"quantity": q, "value": v, **common} for q, v in details.items()]
@@ -115,7 +117,7 @@ def sae_rows(
                 for e in one_seed_estimates(group[0], codes[0], held.doc_ids, seed=config.seed)
             ]
         else:
-            counts[role] = _count_only(latents, held, config.seed)
+            counts[role] = _count_only(latents, held, k, config.seed)
             rows.append({"quantity": "reproducible", "value": counts[role], **common})
     matched = k_reached and abs(fvus["main"] - config.target_fvu) <= FVU_TOLERANCE
     facts: dict[str, float] = {
@@ -137,7 +139,13 @@ def sae_rows(
 
 
 def splice_rows(
-    model: Model, blocks: TokenBlocks, spot: Spot, means: ContextualMeans | None, sae: SAE
+    model: Model,
+    blocks: TokenBlocks,
+    spot: Spot,
+    means: ContextualMeans | None,
+    sae: SAE,
+    *,
+    k: int,
 ) -> list[Row]:
     """CE loss recovered of one SAE, with the three losses it is made of.
 
@@ -167,17 +175,19 @@ def splice_rows(
     names = ("ce_loss_clean", "ce_loss_sae", "ce_loss_ablated", "ce_loss_recovered")
     how = "token and position means alone" if contextual else f"{result.ablation} ablation"
     notes = {"ce_loss_ablated": how}
-    place = {"k": sae.k, "seed": 0, "role": "main"}
+    place = {"k": k, "seed": 0, "role": "main"}
     return [
         {"quantity": n, "value": getattr(result, n), "note": notes.get(n), **place} for n in names
     ]
 
 
-def _count(latents: list[LatentSet], held: HeldOut, seed: int) -> tuple[Estimate, dict[str, float]]:
+def _count(
+    latents: list[LatentSet], held: HeldOut, k: int, seed: int
+) -> tuple[Estimate, dict[str, float]]:
     """S_>=2 with its interval, and the figures beside it."""
     generator = torch.Generator().manual_seed(seed)
     try:
-        found = reproducible_estimate(latents, held.doc_ids, held.x, generator=generator)
+        found = reproducible_estimate(latents, held.doc_ids, held.x, k=k, generator=generator)
     except InsufficientData as refusal:
         return refusal.partial, {"censored": float(refusal.partial.censored)}
     details = {
@@ -193,13 +203,12 @@ def _count(latents: list[LatentSet], held: HeldOut, seed: int) -> tuple[Estimate
     return found.estimate, details
 
 
-def _count_only(latents: list[LatentSet], held: HeldOut, seed: int) -> float:
+def _count_only(latents: list[LatentSet], held: HeldOut, k: int, seed: int) -> float:
     """The same count without its interval, which takes most of the time."""
     generator = torch.Generator().manual_seed(seed)
     most = max(found.n_live for found in latents)
     threshold = null_threshold(held.x, most, most, generator=generator)
     count = reproducible(latents, threshold)
-    k = latents[0].acts.indices.shape[1]
     null = null_reproducible(held.x, count.n_live, k, threshold=threshold, generator=generator)
     return float(max(count.s_ge[2] - null.s_ge[2], 0))
 

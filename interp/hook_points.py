@@ -20,6 +20,7 @@ from interp.errors import UserError
 # In the order in which a block computes them.
 KINDS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 
+_ATTENTION = ("attn", "attention", "self_attn")
 _FORM = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 
 
@@ -158,6 +159,11 @@ def blocks(hf: Any) -> nn.ModuleList:
         f"{type(hf).__name__}: cannot tell which modules are its {n_layers} blocks; "
         f"supported architectures: {', '.join(architectures())}"
     )
+
+
+def attention(block: nn.Module) -> nn.Module:
+    """The part of a block that looks at other positions."""
+    return next(m for name, m in block.named_children() if name in _ATTENTION)
 
 
 def _site(hf: Any, point: HookPoint) -> _Site:

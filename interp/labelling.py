@@ -165,14 +165,21 @@ def _groups(run: Run, model: str, control: str) -> dict[Spot, list[SAE]]:
         & (results.control == control)
         & (results.role == "main")
         & (results.k_rule == "fvu")
+        & (results.architecture == run.config.architecture)
         & (results.d_sae == d_sae)
         & (results.quantity == "reproducible")
     ]
     kept = run.saes(model, control=control)
     groups = {}
     for row in chosen.itertuples():
-        spot = Spot(int(row.layer), row.about, int(row.d_sae))
-        names = [n for n in kept if n.startswith(f"{spot.stream}/{spot.d_sae}-{int(row.k)}-")]
+        spot = Spot(
+            int(row.layer),
+            row.about,
+            int(row.d_sae),
+            kind=run.config.hook_kind,
+            architecture=run.config.architecture,
+        )
+        names = [n for n in kept if n.startswith(f"{spot.stream}/{spot.size(int(row.k))}-")]
         if names:
             groups[spot] = [kept[n] for n in sorted(names, key=lambda n: int(n.rpartition("-")[2]))]
     if not groups:

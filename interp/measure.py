@@ -26,7 +26,6 @@ from interp.corpora import Corpus
 from interp.errors import UserError
 from interp.graph import Graph
 from interp.held_out import HeldOut, pilot_rows, sae_rows, splice_rows
-from interp.hook_points import HookPoint
 from interp.loss import loss
 from interp.models import Model, load
 from interp.progress import Progress
@@ -172,13 +171,13 @@ class Measurement:
         fitters = {
             layer: ContextualFitter(model.d_vocab, part.n_ctx, model.d_model) for layer in layers
         }
-        points = {layer: HookPoint("resid_post", layer) for layer in layers}
+        points = {spot.layer: spot.hook_point for spot in self.spots if spot.layer in fitters}
         for chunk in capture(
             model, part, list(points.values()), chunk_tokens=self.config.chunk_tokens
         ):
             for layer, fitter in fitters.items():
                 keep = chunk.keep
-                x = chunk.acts[str(points[layer])][keep]
+                x = chunk.acts[points[layer]][keep]
                 fitter.update(x, chunk.token_ids[keep], chunk.positions[keep])
         return {layer: fitter.fit() for layer, fitter in fitters.items()}
 
@@ -242,12 +241,13 @@ class Measurement:
             trained.get(HALF),
             held,
             config,
+            k=pilot["k"],
             k_reached=pilot["reached"],
             n_tokens=sae_tokens(config, spot),
         )
         if self.control != GAUSSIAN:  # noise belongs in no forward pass
             blocks = self._blocks(config.splice_tokens, "held_out")
-            found += splice_rows(model, blocks, spot, layer_means, trained[MAIN][0])
+            found += splice_rows(model, blocks, spot, layer_means, trained[MAIN][0], k=pilot["k"])
         if spot.about == "contextual" and layer_means is not None:
             share = layer_means.variance_share
             found += [
@@ -263,6 +263,8 @@ class Measurement:
             "d_sae": spot.d_sae,
             "k_rule": spot.k_rule,
         }
+        if spot.architecture != "topk":
+            place["architecture"] = spot.architecture
         [file] = files_of(self.folder, unit, spot.name)
         file.parent.mkdir(exist_ok=True)
         write_table(file, pd.DataFrame([row | place for row in found]))

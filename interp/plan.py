@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import saes
 from interp.capture import run_blocks
 from interp.config import StudyConfig
-from interp.hook_points import HookPoint, blocks
+from interp.hook_points import HookPoint, attention, blocks
 from interp.machine import peak_memory_bytes
 from interp.models import Model, load
 from interp.recording import Recording, nearest_folder, record
@@ -28,6 +29,7 @@ from interp.spots import (
     largest_k,
     longest_budget,
     pilot_ks,
+    require_hook_points,
     sae_tokens,
     spots,
 )
@@ -74,7 +76,7 @@ class Cost:
 def plan_capture(recording: Recording, out: Path) -> Cost:
     """Of a capture to disk. Writes a small part of it beside `out`, and removes it again."""
     origin = recording.origin
-    last = recording.points[-1].layer
+    last = recording.points[-1]
     per_token = forward_flops(recording.model, last, origin.n_ctx, with_loss=origin.with_loss)
     parent = nearest_folder(out)
 
@@ -100,7 +102,7 @@ def plan_capture(recording: Recording, out: Path) -> Cost:
 def plan_study(config: StudyConfig) -> list[Cost]:
     """Of each model, twin and loss-only model; the last entry is the report.
 
-    Raises UserError for a model that does not load.
+    Raises UserError for a model that does not load or lacks the study's hook points.
     """
     config = config.resolved()
     torch.set_num_threads(config.threads)
@@ -108,7 +110,8 @@ def plan_study(config: StudyConfig) -> list[Cost]:
     for name in (*config.models, *config.loss_only_models):
         model = load(name)
         if name in config.models:
-            speed: dict[int, float] = {}
+            require_hook_points(config, model)
+            speed: dict[tuple[int, str], float] = {}
             costs.append(_model_cost(config, model, TRAINED, speed))
             controls = [
                 what
@@ -131,24 +134,35 @@ def plan_study(config: StudyConfig) -> list[Cost]:
     return [*costs, Cost("report", 0.0, _REPORT_BYTES, 10.0, memory_bytes=base, n_units=1)]
 
 
-def forward_flops(model: Model, last_layer: int, n_ctx: int, *, with_loss: bool) -> float:
-    """Per token, through the layers up to `last_layer`, or all of them and the head.
+def forward_flops(model: Model, last: HookPoint, n_ctx: int, *, with_loss: bool) -> float:
+    """Per token, up to the hook point `last`, or through all layers and the head.
 
     What OPT-350m projects its embedding with is left out: less than 1%.
     """
     layers = blocks(model.hf)
-    n_layers = len(layers) if with_loss else last_layer + 1
-    weights = sum(p.numel() for p in layers[0].parameters() if p.ndim == 2)
-    # Queries with keys and weights with values, over the whole context: 2 products of 2 * d each.
-    per_layer = 2 * weights + 4 * n_ctx * model.d_model
-    return float(n_layers * per_layer + with_loss * 2 * model.unembedding.numel())
+
+    def through(part: nn.Module) -> int:
+        weights = sum(p.numel() for p in part.parameters() if p.ndim == 2)
+        # Queries with keys, weights with values, over the whole context: 2 products of 2 * d each.
+        return 2 * weights + 4 * n_ctx * model.d_model
+
+    if with_loss:
+        return float(len(layers) * through(layers[0]) + 2 * model.unembedding.numel())
+    if last.kind == "resid_pre":
+        begun = 0
+    else:
+        in_attention = last.kind in ("attn_out", "resid_mid")
+        begun = through(attention(layers[0]) if in_attention else layers[0])
+    return float(last.layer * through(layers[0]) + begun)
 
 
-def _model_cost(config: StudyConfig, model: Model, control: str, speed: dict[int, float]) -> Cost:
-    """`speed`: seconds per token and SAE by d_sae, measured for the sizes that are not in it."""
+def _model_cost(
+    config: StudyConfig, model: Model, control: str, speed: dict[tuple[int, str], float]
+) -> Cost:
+    """`speed`: seconds per token and SAE by d_sae and architecture, measured where not in it."""
     groups = spots(config, model.d_model, model.n_layers, control)
     n_ctx = min(model.n_ctx, MAX_BLOCK_TOKENS)
-    last = max(spot.layer for spot in groups)
+    last = HookPoint(config.hook_kind, max(spot.layer for spot in groups))
     contextual = {spot.layer for spot in groups if spot.about == "contextual"}
     longest = max(sae_tokens(config, spot) for spot in groups)
     core_tokens = (
@@ -168,12 +182,14 @@ def _model_cost(config: StudyConfig, model: Model, control: str, speed: dict[int
     n_bytes = scratch = training = measuring = 0
     for spot in groups:
         d_sae = spot.d_sae
-        if d_sae not in speed:
-            speed[d_sae] = _sae_seconds(model.d_model, d_sae, config)
+        kind = (d_sae, spot.architecture)
+        if kind not in speed:
+            speed[kind] = _sae_seconds(model.d_model, spot, config)
         tokens = _sae_tokens(config, spot, model.d_model)
         weights = 2 * model.d_model * d_sae + model.d_model + d_sae
+        weights += d_sae * (spot.architecture != "topk")  # its thresholds
         flops += tokens * (2 * model.d_model * d_sae + 8 * (model.d_model // 8) * model.d_model)
-        seconds += tokens * speed[d_sae]
+        seconds += tokens * speed[kind]
         n_runs = config.n_seeds * (1 + config.check_convergence)
         n_bytes += n_runs * (4 * weights + 1_400) + _UNIT_BYTES
         scratch += n_runs * _TRAINING_BYTES_PER_WEIGHT * weights
@@ -192,7 +208,7 @@ def _model_cost(config: StudyConfig, model: Model, control: str, speed: dict[int
 
 
 def _loss_cost(config: StudyConfig, model: Model) -> Cost:
-    n_ctx, last = min(model.n_ctx, MAX_BLOCK_TOKENS), model.n_layers - 1
+    n_ctx, last = min(model.n_ctx, MAX_BLOCK_TOKENS), HookPoint("resid_post", model.n_layers - 1)
     per_token = forward_flops(model, last, n_ctx, with_loss=True)
     seconds = _forward_seconds(model, last, n_ctx, with_loss=True)
     memory = config.loss_tokens * _MEMORY_BYTES_PER_TOKEN
@@ -211,19 +227,18 @@ def _sae_tokens(config: StudyConfig, spot: Spot, d_model: int) -> float:
     return found + len(pilot_ks(config, d_model)) * config.pilot_tokens * (spot.k_rule == "fvu")
 
 
-def _forward_seconds(model: Model, last: int, n_ctx: int, *, with_loss: bool) -> float:
+def _forward_seconds(model: Model, last: HookPoint, n_ctx: int, *, with_loss: bool) -> float:
     """Per token."""
     ids = torch.arange(32 * n_ctx).view(32, n_ctx) % model.d_vocab
-    callbacks = {HookPoint("resid_post", last): lambda value: None}
 
     def run(n_blocks: int) -> None:
-        run_blocks(model, ids[:n_blocks], callbacks, with_loss=with_loss)
+        run_blocks(model, ids[:n_blocks], {last: lambda value: None}, with_loss=with_loss)
 
     n_blocks, seconds = _probe(run, 1, len(ids))
     return seconds / (n_blocks * n_ctx)
 
 
-def _sae_seconds(d_in: int, d_sae: int, config: StudyConfig) -> float:
+def _sae_seconds(d_in: int, spot: Spot, config: StudyConfig) -> float:
     """Per token and SAE, trained as many at once as the study does."""
     n_saes = min(config.n_seeds, config.threads)
     x = torch.randn(16_384, d_in, generator=torch.Generator().manual_seed(0))
@@ -232,8 +247,9 @@ def _sae_seconds(d_in: int, d_sae: int, config: StudyConfig) -> float:
         configs = [
             saes.SAEConfig(
                 d_in=d_in,
-                d_sae=d_sae,
+                d_sae=spot.d_sae,
                 k=max(1, d_in // 8),
+                architecture=spot.architecture,
                 n_tokens=n_rows,
                 # A run as short as this would call nearly all latents dead, and revive them all.
                 dead_after_tokens=MAX_DEAD_AFTER_TOKENS,

@@ -244,7 +244,7 @@ def _is_local(model: str) -> bool:
 
 def _contextual(repo: str, sae: Kept) -> Iterator[str]:
     yield (
-        "SAEs of a stream named `.contextual` were trained on the residual stream less what token "
+        "SAEs of a stream named `.contextual` were trained on its activations less what token "
         "and position alone explain. They need that taken off first, and never see the first "
         "position of a sequence:"
     )
@@ -275,20 +275,22 @@ def _table(run: Run, kept: Sequence[Kept]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for (model, control, stream, size), seeds in groups.items():
-        d_sae, _, k = size.partition("-")
+        d_sae, *kind, k = size.split("-")
+        [architecture] = kind or ["topk"]
         mine = fvu[
             (fvu.model == model)
             & (fvu.control == control)
             & (fvu.hook_point + fvu.about.map({"contextual": CONTEXTUAL, "all": ""}) == stream)
             & (fvu.d_sae == int(d_sae))
+            & (fvu.architecture == architecture)
             & (fvu.k == int(k))
         ]
         quality = f"{mine.value.iloc[0]:.3f}" if len(mine) else "-"
         title = model if control == TRAINED else f"{model}, {control.replace('_', ' ')}"
         name = f"{seeds[0].name.rpartition('-')[0]}-0"
         lines.append(
-            f"| {_text(title)} | `{_code(stream)}` | {int(d_sae):,} | {k} | {len(seeds)} | "
-            f"{quality} | `{_code(name)}` |"
+            f"| {_text(title)} | `{_code(stream)}` | {int(d_sae):,} | {', '.join([k, *kind])} | "
+            f"{len(seeds)} | {quality} | `{_code(name)}` |"
         )
     return "\n".join(lines)
 

@@ -126,6 +126,7 @@ def reproducible_estimate(
     x_held: Float[Tensor, "token d_in"],
     *,
     generator: torch.Generator,
+    k: int | None = None,
     threshold: float | None = None,
     min_correlation: float = MIN_CORRELATION,
     min_fires: int = MIN_FIRES,
@@ -135,7 +136,9 @@ def reproducible_estimate(
 
     dicts: one per seed, all on the same held-out tokens; doc_ids: the document of each of those
     tokens; x_held: rows of the same stream for the null, these tokens or a sample of them.
-    threshold: None takes `null_threshold` for the largest number of live latents.
+    k: latents per token of the null's dictionaries; None takes the slots of `dicts`, which where a
+    threshold decides are as many as the fullest token needs. threshold: None takes `null_threshold`
+    for the largest number of live latents.
 
     Interval: value -+ t * sqrt(v_seeds + v_documents + v_null).
     v_seeds: delete-one jackknife over seeds, (K-1)/K * sum_s (S_(-s) - mean)^2. S_(-s) counts the
@@ -162,7 +165,7 @@ def reproducible_estimate(
         raise InsufficientData(replace(blank, reason=f"{n_seeds} seeds; at least two are needed"))
     d_sae, d_in = dicts[0].W_dec.shape
     most = max(d.n_live for d in dicts)
-    k = dicts[0].acts.indices.shape[1]
+    k = dicts[0].acts.indices.shape[1] if k is None else k
     if threshold is None:
         threshold = null_threshold(x_held, most, most, generator=generator)
     count = reproducible(dicts, threshold, min_correlation)

@@ -26,7 +26,7 @@ GAUSSIAN = "matched_gaussian"
 CONTROLS = (TWIN, SHUFFLED, GAUSSIAN)
 """Ends the name of a stream whose token and position means were removed."""
 MAY_GROW = ("models", "twins", "shuffled", "gaussian", "loss_only_models", "n_seeds",
-            "d_sae_per_d_model", "other_k_rules")  # fmt: skip
+            "d_sae_per_d_model", "other_k_rules", "other_architectures")  # fmt: skip
 """More of these leave what was measured as it is, and add units of their own."""
 NO_RESULT = ("executor", "address", "max_memory_gb", "max_disk_gb", "max_hours")
 """Fields that say where and whether a study runs, not what comes out."""
@@ -128,6 +128,16 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     durable.write(path, table.to_parquet(index=False))
 
 
+def with_architectures(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same rows, those of SAEs that name no architecture as `topk`.
+
+    A spot's rows name others alone, and tables from before there was a choice none.
+    """
+    named = rows.reindex(columns=[*rows.columns, *({"architecture"} - set(rows.columns))])
+    unnamed = named["d_sae"].notna() & named["architecture"].isna()
+    return named.assign(architecture=named["architecture"].astype(object).mask(unnamed, "topk"))
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished study, read from its folder."""
@@ -137,7 +147,7 @@ class Run:
     @cached_property
     def results(self) -> pd.DataFrame:
         """One row = model x layer x hook point x dictionary x seed x quantity."""
-        return pd.read_parquet(self.path / "results.parquet")
+        return with_architectures(pd.read_parquet(self.path / "results.parquet"))
 
     @cached_property
     def summary(self) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import saes
 from interp.capture import passes
 from interp.config import StudyConfig
 from interp.held_out import HeldOut
-from interp.hook_points import HookPoint
 from interp.models import Model
 from interp.packing import choose_k
 from interp.progress import Progress
@@ -132,8 +131,6 @@ class SpotTraining:
         All of them, whoever is in training: which tokens are sinks depends on the layers read, and
         the noise of the Gaussian control on the streams.
         """
-        points = sorted(
-            {HookPoint("resid_post", spot.layer) for spot in self.spots}, key=lambda p: p.layer
-        )
+        points = list(dict.fromkeys(spot.hook_point for spot in self.spots))
         chunks = passes(self.model, self.blocks, points, chunk_tokens=self.config.chunk_tokens)
         return self.streams.rows(chunks, self.spots, seed=self.config.seed)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from interp.config import About, KRule, StudyConfig
-from interp.hook_points import HookPoint
+from interp.config import About, Architecture, HookKind, KRule, StudyConfig
+from interp.errors import UserError
+from interp.hook_points import HookPoint, resolve
 from interp.run import CONTEXTUAL, TRAINED
 from saes.config import MAX_DEAD_AFTER_TOKENS, SAEConfig
+
+if TYPE_CHECKING:
+    from interp.models import Model
 
 WARM_UP = 0.05
 """Share of an SAE's tokens over which its learning rate rises."""
@@ -18,7 +22,7 @@ MAIN, HALF = "main", "half"
 
 @dataclass(frozen=True)
 class Spot:
-    """Where one group of SAEs sits: a layer, a stream, a dictionary size, a rule for k."""
+    """Where one group of SAEs sits: place, stream, kind and size of dictionary, rule for k."""
 
     layer: int
     about: About
@@ -26,10 +30,13 @@ class Spot:
     k_rule: KRule = "fvu"
     headline: bool = False
     """Whether the headline's count, at any size, comes from here."""
+    kind: HookKind = "resid_post"
+    """Where in the block of that layer."""
+    architecture: Architecture = "topk"
 
     @property
     def hook_point(self) -> str:
-        return str(HookPoint("resid_post", self.layer))
+        return str(HookPoint(self.kind, self.layer))
 
     @property
     def stream(self) -> str:
@@ -39,43 +46,68 @@ class Spot:
     @property
     def name(self) -> str:
         """Of files about this group."""
-        return f"{self.stream}.{self.d_sae}.{self.k_rule}"
+        kind = "" if self.architecture == "topk" else f".{self.architecture}"
+        return f"{self.stream}.{self.d_sae}.{self.k_rule}{kind}"
+
+    def size(self, k: int) -> str:
+        """Begins the names of its SAEs, which end with the seed (`SAEConfig.name`)."""
+        kind = "" if self.architecture == "topk" else f"{self.architecture}-"
+        return f"{self.d_sae}-{kind}{k}"
+
+
+def layer_depth(kind: str, layer: int, n_layers: int) -> float:
+    """The share of the blocks that a hook point comes after, counting the one that it is in.
+
+    The input of a block is the output of the one before, and as deep.
+    """
+    return (layer + (kind != "resid_pre")) / n_layers
 
 
 def primary_layer(config: StudyConfig, n_layers: int) -> int:
-    """The layer whose output is nearest the configured depth; the lower one of two."""
+    """The layer whose hook point is nearest the configured depth; the lower one of two."""
+    wanted = config.primary_layer_fraction
     return min(
         range(n_layers),
         # In whole steps of rounding: two layers at the same distance must tie.
-        key=lambda i: round(abs((i + 1) / n_layers - config.primary_layer_fraction), 9),
+        key=lambda i: round(abs(layer_depth(config.hook_kind, i, n_layers) - wanted), 9),
     )
+
+
+def require_hook_points(config: StudyConfig, model: Model) -> None:
+    """Raise UserError, naming the model, where it lacks the hook points of the study."""
+    kind, layers = config.hook_kind, list(config.layers)
+    try:
+        resolve([kind, *(HookPoint(kind, layer) for layer in layers)], model.hf)
+    except UserError as error:
+        asked = f"hook_kind {kind}" + (f", layers {layers}" if layers else "")
+        raise UserError(f"{model.name}: {asked}: {error}") from None
 
 
 def spots(config: StudyConfig, d_model: int, n_layers: int, control: str = TRAINED) -> list[Spot]:
     """All groups of SAEs for a model of this shape, or a control of it, the primary layer first.
 
-    Controls are held to what the headline needs: the first size, and k by reconstruction.
+    Controls are held to what the headline needs: the first size, k by reconstruction, and one
+    architecture.
     """
-    primary = primary_layer(config, n_layers)
+    layer = primary_layer(config, n_layers)
     trained = control == TRAINED
     first = config.d_sae_per_d_model[0] * d_model
+    primary = Spot(
+        layer, config.primary_stream, first, kind=config.hook_kind, architecture=config.architecture
+    )
     found = [
-        Spot(primary, config.primary_stream, multiple * d_model, headline=True)
+        replace(primary, d_sae=multiple * d_model, headline=True)
         for multiple in config.d_sae_per_d_model[: None if trained else 1]
     ]
     if trained:
-        found += [
-            Spot(primary, config.primary_stream, first, rule) for rule in config.other_k_rules
-        ]
+        found += [replace(primary, k_rule=rule) for rule in config.other_k_rules]
+        found += [replace(primary, architecture=one) for one in config.other_architectures]
     found += [
-        Spot(primary, about, first) for about in config.streams if about != config.primary_stream
+        replace(primary, about=about) for about in config.streams if about != config.primary_stream
     ]
     if config.other_layers and (trained or config.twin_other_layers):
-        found += [
-            Spot(layer, config.primary_stream, first)
-            for layer in range(n_layers)
-            if layer != primary
-        ]
+        others = sorted(config.layers) or range(n_layers)
+        found += [replace(primary, layer=other) for other in others if other != layer]
     return found
 
 
@@ -113,6 +145,7 @@ def sae_config(
         d_in=d_model,
         d_sae=spot.d_sae,
         k=k,
+        architecture=spot.architecture,
         hook_point=spot.stream,
         seed=config.seed * 1000 + seed,
         **schedule,

@@ -1,6 +1,6 @@
 """The streams of one model that SAEs are trained and measured on, and the Gaussian in their place.
 
-A stream is the residual stream at one layer: raw, or contextual (less the means of token and
+A stream is the activations of one hook point: raw, or contextual (less the means of token and
 position). Training and held-out measurement read it here, so that they cannot disagree.
 """
 

@@ -25,6 +25,7 @@ from interp.progress import Progress
 from interp.provenance import provenance
 from interp.run import Run, RunFolder, open_run, write_text
 from interp.sources import ModelSource, Sources
+from interp.spots import require_hook_points
 from interp.tokens import Split, tokens
 from interp.units import record_file
 
@@ -102,6 +103,8 @@ def _check_models(config: StudyConfig, corpus: Corpus) -> Sources:
             raise UserError(
                 f"{name}: d_model {model.d_model} is too narrow for SAEs; use 8 or more"
             )
+        if name in config.models:
+            require_hook_points(config, model)
         for split in SPLITS:
             tokens(corpus, model, n_tokens=2 * model.n_ctx, split=split, seed=config.seed)
         known[name] = ModelSource.of(model)

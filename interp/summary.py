@@ -17,20 +17,20 @@ from interp.counts import packing_records, sensitivity_records
 from interp.exponent import ExponentFit, difference, fit_exponent
 from interp.mixed_model import mixed_model
 from interp.packing import COUNT_SLACK_PER_DIM
-from interp.run import TWIN
+from interp.run import TWIN, with_architectures
 from interp.saturation import MIN_SIZES
 from interp.scaling import Parameter, fit_power_law
 
 COLUMNS = (
     "model", "family", "arm", "control", "d_model", "layer", "hook_point", "about", "d_sae",
-    "k_rule", "k", "seed", "role", "quantity", "value", "ci_low", "ci_high", "note",
+    "architecture", "k_rule", "k", "seed", "role", "quantity", "value", "ci_low", "ci_high", "note",
 )  # fmt: skip
 Z_95 = 1.959964
 
 
 def tidy(rows: pd.DataFrame, facts: list[dict[str, Any]]) -> pd.DataFrame:
     """All rows with the same columns, types and order whatever order they were measured in."""
-    frame = rows.reindex(columns=list(COLUMNS))
+    frame = with_architectures(rows.reindex(columns=list(COLUMNS)))
     by_name = {f["name"]: f for f in facts}
     for column in ("family", "arm", "d_model"):
         frame[column] = frame["model"].map(lambda name, c=column: by_name[name][c])
@@ -38,7 +38,8 @@ def tidy(rows: pd.DataFrame, facts: list[dict[str, Any]]) -> pd.DataFrame:
         frame[column] = frame[column].astype("Int64")
     for column in ("value", "ci_low", "ci_high"):
         frame[column] = frame[column].astype("float64")
-    keys = ["d_model", "model", "control", "layer", "about", "d_sae", "k_rule", "role", "k", "seed"]
+    keys = ["d_model", "model", "control", "layer", "about", "d_sae", "architecture", "k_rule",
+            "role", "k", "seed"]  # fmt: skip
     return frame.sort_values([*keys, "quantity"], na_position="first", kind="stable").reset_index(
         drop=True
     )
@@ -52,7 +53,12 @@ def summarise(
 ) -> dict[str, Any]:
     """The contract's `summary.json`, less what only the run knows (command, time, headline)."""
     facts = sorted(facts, key=lambda f: (f["d_model"], f["name"]))
-    packing = packing_records(results[results["k_rule"] == "fvu"], facts, config)
+    results = with_architectures(results)
+    packing = packing_records(
+        results[(results["k_rule"] == "fvu") & (results["architecture"] == config.architecture)],
+        facts,
+        config,
+    )
     primary = {
         "estimator": (
             "saturation" if len(config.d_sae_per_d_model) >= MIN_SIZES else "reproducible"
@@ -60,6 +66,8 @@ def summarise(
         "about": config.primary_stream,
         "layer_fraction": config.primary_layer_fraction,
         "d_sae_per_d_model": config.d_sae_per_d_model[0],
+        # A summary without the word is of topk, as all were before there was a choice.
+        **({} if config.architecture == "topk" else {"architecture": config.architecture}),
         "k_rule": f"k <= d_model/4 whose FVU in pilots is nearest to {config.target_fvu}",
     }
     chosen = [r for r in packing if _is_primary(r, primary, facts)]

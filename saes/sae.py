@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -131,6 +132,18 @@ class SAE:
         return f"SAE(d_in={self.d_in}, d_sae={self.d_sae}, {rule}{where}{status})"
 
 
+def joined(parts: Sequence[SparseActs]) -> SparseActs:
+    """The acts of consecutive tokens as one, with as many slots as the widest part has.
+
+    Under a threshold parts differ in theirs. Raises ValueError without parts.
+    """
+    width = max(part.indices.shape[1] for part in parts)
+    return SparseActs(
+        indices=torch.cat([_widen(part.indices, width) for part in parts]),
+        values=torch.cat([_widen(part.values, width) for part in parts]),
+    )
+
+
 def _above(
     threshold: Float[Tensor, " d_sae"],
     centred: Float[Tensor, "token d_in"],
@@ -152,11 +165,7 @@ def _above(
         indices[tokens, slots] = latents
         values[tokens, slots] = pre[tokens, latents]
         found.append(SparseActs(indices, values))
-    width = max((part.indices.shape[1] for part in found), default=0)
-    return SparseActs(
-        indices=torch.cat([_widen(part.indices, width) for part in found]),
-        values=torch.cat([_widen(part.values, width) for part in found]),
-    )
+    return joined(found)
 
 
 def _widen(slots: Tensor, width: int) -> Tensor:

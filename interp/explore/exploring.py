@@ -40,7 +40,7 @@ from interp.python_labels import LABELS
 from interp.run import TWIN, Run, RunFolder
 from interp.streams import Streams
 from interp.tokens import TokenBlocks, tokens
-from saes.sae import SAE, SparseActs
+from saes.sae import SAE, SparseActs, joined
 
 FORMAT = 1
 """Of what is measured for the pages; another number makes them again."""
@@ -194,10 +194,7 @@ def _explore(
         progress.at(f"{model.name}: {group.spot.stream}, {group.spot.d_sae} latents")
         seeds = Seeds(
             saes=dictionaries[group.key],
-            acts=[
-                SparseActs(*(torch.cat(part) for part in zip(*parts, strict=True)))
-                for parts in acts.pop(group.key)
-            ],
+            acts=[joined(parts) for parts in acts.pop(group.key)],
             positions=positions,
             counted_threshold=group.found.get(_THRESHOLD),
             held=torch.cat(held.pop(group.key)) if group.key in held else None,
@@ -226,6 +223,7 @@ def _write(
             about=group.spot.about,
             d_sae=group.spot.d_sae,
             k=group.k,
+            architecture=group.spot.architecture,
             n_seeds=len(group.folders),
             n_tokens=len(seeds.positions),
             text=run.config.text,

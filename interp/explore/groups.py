@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import pandas as pd
 
-from interp.config import About
+from interp.config import About, Architecture
 from interp.errors import UserError
 from interp.run import TRAINED, TWIN, Run, folder_name
-from interp.spots import Spot
+from interp.spots import Spot, layer_depth
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Group:
 
     @property
     def size(self) -> str:
-        return f"{self.spot.d_sae}-{self.k}"
+        return self.spot.size(self.k)
 
     @property
     def depth(self) -> float:
         """After this share of the blocks."""
-        return (self.spot.layer + 1) / self.n_layers
+        return layer_depth(self.spot.kind, self.spot.layer, self.n_layers)
 
 
 def groups_of(
@@ -92,11 +92,18 @@ def _of_model(
     first = mine.d_sae.min()
     seen: set[tuple[Spot, int]] = set()
     # The FVU rule first: another rule that came to the same k has the same SAEs.
-    order = mine.assign(other=mine.k_rule != "fvu")
-    place = ["layer", "about", "d_sae", "other", "k_rule", "k"]
+    primary = run.config.architecture
+    order = mine.assign(other=(mine.k_rule != "fvu") | (mine.architecture != primary))
+    place = ["layer", "about", "d_sae", "other", "architecture", "k_rule", "k"]
     for at, rows in order.groupby(place, sort=True):
-        layer, about, d_sae, other, _, k = cast(tuple[Any, ...], at)
-        spot = Spot(int(layer), cast(About, str(about)), int(d_sae))
+        layer, about, d_sae, other, architecture, _, k = cast(tuple[Any, ...], at)
+        spot = Spot(
+            int(layer),
+            cast(About, str(about)),
+            int(d_sae),
+            kind=run.config.hook_kind,
+            architecture=cast(Architecture, str(architecture)),
+        )
         if (spot, int(k)) in seen:
             continue
         seen.add((spot, int(k)))
@@ -106,7 +113,7 @@ def _of_model(
             control=control,
             spot=spot,
             k=int(k),
-            folders=_folders(root / spot.stream, f"{spot.d_sae}-{int(k)}"),
+            folders=_folders(root / spot.stream, spot.size(int(k))),
             main=bool(not other and d_sae == first),
             n_layers=n_layers,
             d_model=int(rows.d_model.iloc[0]),

@@ -24,6 +24,8 @@ from jinja2 import Environment, StrictUndefined
 from interp import durable
 from interp.explore.firings import AFTER, BEFORE
 from interp.explore.records import HeldOutText, Latent, Match
+from interp.report.tables import ARCHITECTURES
+from interp.report.wording import SUBLAYERS
 from interp.run import CONTEXTUAL, TRAINED, TWIN
 
 SHARD = 128
@@ -81,6 +83,7 @@ class Facts:
     """Latents of each seed that the study counts."""
     told: list[int] | None = None
     """Latents of each seed that tell a label; None for text without labels."""
+    architecture: str = "topk"
     settings: dict[str, Any] = field(default_factory=dict)
     """What the pages depend on; other settings, other pages."""
 
@@ -90,7 +93,8 @@ class Facts:
 
     @property
     def title(self) -> str:
-        size = f"{self.d_sae} latents, k {self.k}"
+        kind = "" if self.architecture == "topk" else f"{ARCHITECTURES[self.architecture]}, "
+        size = f"{kind}{self.d_sae} latents, k {self.k}"
         return f"{self.model_title}, layer {self.layer}, {self.about}, {size}"
 
     def page(self, latent_root: str) -> str:
@@ -236,11 +240,10 @@ def write_index(
 def _group_page(facts: Facts) -> str:
     has_labels = facts.told is not None
     up = _up(facts.key)
-    stream = (
-        "the residual stream less the means of token and position"
-        if facts.about == "contextual"
-        else "the residual stream as it is"
-    )
+    hook_point = facts.hook_point.removesuffix(CONTEXTUAL)
+    read = SUBLAYERS.get(hook_point.rpartition(".")[2], "the residual stream")
+    contextual = facts.about == "contextual"
+    stream = f"{read} {'less the means of token and position' if contextual else 'as it is'}"
     data = {
         "title": facts.title,
         "d_sae": facts.d_sae,
@@ -253,7 +256,7 @@ def _group_page(facts: Facts) -> str:
     }
     shown = {
         "title": facts.title,
-        "note": f"TopK SAEs at {facts.hook_point.removesuffix(CONTEXTUAL)}, on {stream}."
+        "note": f"{ARCHITECTURES[facts.architecture]} SAEs at {hook_point}, on {stream}."
         + (f" FVU {facts.fvu:.3f}." if facts.fvu is not None else ""),
         "n_seeds": facts.n_seeds,
         "n_tokens": f"{facts.n_tokens:,}",

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from interp.report.tables import CONTROLS, Table, folded, models_first
+from interp.report.tables import ARCHITECTURES, CONTROLS, Table, folded, models_first
 from interp.report.wording import percent, significant, whole
 
 QUANTITIES = {
@@ -19,6 +19,9 @@ def agreement_table(results: pd.DataFrame | None) -> Table | None:
     keys = ["model", "control", "hook_point", "about", "d_sae", "k"]
     if results is None or not {"quantity", "value", "role", *keys} <= set(results.columns):
         return None
+    several = "architecture" in results and results["architecture"].nunique() > 1
+    if several:
+        keys.insert(4, "architecture")
     kept = results[results["quantity"].isin(list(QUANTITIES)) & (results["role"] == "main")]
     # Rules for k that agree share their dictionaries, and say the same twice.
     wide = kept.drop_duplicates([*keys, "quantity"]).pivot(
@@ -37,7 +40,8 @@ def agreement_table(results: pd.DataFrame | None) -> Table | None:
                 place[0],
                 CONTROLS.get(place[1], place[1]),
                 *place[2:4],
-                *map(whole, place[4:]),
+                *(ARCHITECTURES.get(kind, kind) for kind in place[4:-2]),
+                *map(whole, place[-2:]),
                 *map(whole, (live, found, everywhere)),
                 significant(chance, 2),
                 percent(everywhere / live if live else None),
@@ -45,6 +49,6 @@ def agreement_table(results: pd.DataFrame | None) -> Table | None:
             )
         )
     first, *more = QUANTITIES.values()
-    columns = ("Model", "Weights", "Hook point", "Stream", "D", "k", first, *more[:-1],
-               "By all seeds, share of live", more[-1])  # fmt: skip
+    columns = ("Model", "Weights", "Hook point", "Stream", *["SAE"] * several, "D", "k", first,
+               *more[:-1], "By all seeds, share of live", more[-1])  # fmt: skip
     return folded(columns, models_first(rows), {"Hook point", "Stream", "k"})

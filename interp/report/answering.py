@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from interp.report.arm_answering import arm_more, arm_sentence, rising_twins
 from interp.report.contrast import Contrast, Verdict, contrast
 from interp.report.records import Exponent, PackingRow, Summary
-from interp.report.wording import in_prose, known_values, listed, plural, significant, span
+from interp.report.wording import (
+    SUBLAYERS,
+    in_prose,
+    known_values,
+    listed,
+    plural,
+    significant,
+    span,
+)
 
 QUESTION = "How many features does a layer pack per dimension, and does that go with the loss?"
 
@@ -149,7 +157,10 @@ def _trained(rows: Sequence[PackingRow]) -> str:
     if censored:
         everywhere = len(censored) == len(rows)
         count += " (censored at D" + ("" if everywhere else f" for {at_widths(censored)}") + ")"
-    return f"{_place(rows)}, {who} {count}"
+    # The residual stream is what a reader expects; what a part of the block adds has to be said.
+    added = {SUBLAYERS.get(row.hook_point.rpartition(".")[2]) for row in rows} - {None}
+    where = ", ".join([_place(rows), *(f"in {output}" for output in added)])
+    return f"{where}, {who} {count}"
 
 
 def _twins(contrasts: Sequence[Contrast], *, of_all: bool) -> str:
@@ -178,7 +189,8 @@ def _place(rows: Sequence[PackingRow]) -> str:
         return "at half depth" if fraction == 0.5 else f"at {fraction:.0%} of the depth"
     layers = {row.layer for row in rows}
     if len(layers) == 1 and (layer := layers.pop()) is not None:
-        return f"after layer {layer} (the first is 0)"
+        before = all(row.hook_point.endswith("resid_pre") for row in rows)
+        return f"{'before' if before else 'after'} layer {layer} (the first is 0)"
     return "at the primary layer"
 
 

@@ -9,6 +9,7 @@ from interp.report.answering import at_widths, rows_in_the_answer
 from interp.report.arm_answering import arm_correlation
 from interp.report.contrast import Verdict, contrast
 from interp.report.records import Control, PackingRow, Summary
+from interp.report.tables import ARCHITECTURES
 from interp.report.wording import known_values, listed, plural, significant, span, whole
 
 Objection = tuple[str, str]
@@ -23,6 +24,7 @@ def objections(summary: Summary) -> tuple[Objection, ...]:
         ("An untrained network gives the same count.", _untrained(rows)),
         ("Model and twin were not reconstructed equally well.", _reconstruction(rows)),
         ("At another k the answer is another.", _other_k(summary)),
+        ("Another kind of SAE finds other features.", _other_architecture(summary)),
         ("The dictionaries were not trained long enough.", _training(summary)),
         ("The count is the size of the dictionary.", _size(summary, rows)),
         ("Random directions would match as well.", _chance(rows)),
@@ -78,7 +80,8 @@ def _other_k(summary: Summary) -> str:
     names = {row.model.name for row in summary.primary_rows}
     others: dict[str, list[PackingRow]] = {}
     for row in summary.sensitivity:
-        if row.model.name in names and row.per_dim.value is not None:
+        of_the_count = row.architecture == summary.architecture
+        if row.model.name in names and of_the_count and row.per_dim.value is not None:
             others.setdefault(row.k_rule, []).append(row)
     if len(others) < 2:
         return "Not answered: one rule for k was run."
@@ -93,6 +96,23 @@ def _other_k(summary: Summary) -> str:
     return text + (
         "" if twins else " The untrained twins were counted at the first of these alone."
     )
+
+
+def _other_architecture(summary: Summary) -> str:
+    names = {row.model.name for row in summary.primary_rows}
+    found: dict[str, list[PackingRow]] = {}
+    for row in summary.sensitivity:
+        if row.model.name in names and row.k_rule == "fvu" and row.per_dim.value is not None:
+            found.setdefault(row.architecture, []).append(row)
+    if len(found) < 2:
+        return "Not answered: SAEs of one architecture were trained."
+    first = summary.architecture
+    said = [
+        f"{span(known_values(row.per_dim for row in rows))} with "
+        f"{ARCHITECTURES.get(kind, kind)}{_at_k([row.k for row in rows])}"
+        for kind, rows in sorted(found.items(), key=lambda item: (item[0] != first, item[0]))
+    ]
+    return f"Per dimension, trained models, each with the k of the stated FVU: {listed(said)}."
 
 
 _RULES = {

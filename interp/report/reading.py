@@ -139,6 +139,7 @@ def _packing(record: Mapping[str, Any], models: Mapping[str, ModelRecord]) -> Pa
         reason=record.get("reason"),
         calibration=str(record.get("calibration") or "uncalibrated"),
         k_rule=str(record.get("k_rule") or "fvu"),
+        architecture=str(record.get("architecture") or "topk"),
         outgrown=bool(record.get("outgrown")),
         half=half / model.d_model if half is not None and model.d_model else None,
         null=number(record.get("null")),

@@ -124,6 +124,8 @@ class PackingRow:
     calibration: str
     k_rule: str = "fvu"
     """What set k: the FVU of the primary protocol, or "constant" or "proportional" beside it."""
+    architecture: str = "topk"
+    """Of its SAEs."""
     outgrown: bool = False
     """A larger dictionary of the same place finds more."""
     half: float | None = None
@@ -356,7 +358,7 @@ class Summary:
     command: str | None
     wall_time_seconds: float | None
     sensitivity: tuple[PackingRow, ...] = ()
-    """The primary count under other rules for k, with the primary rule among them."""
+    """The primary count under other rules for k and of other SAEs, the primary one among them."""
     mixed: Mixed | None = None
     """None where it was refused."""
     arm: Arm | None = None
@@ -382,6 +384,11 @@ class Summary:
         plain = {**self.primary, "estimator": "reproducible"}
         rows = [row for row in self.packing if matches_primary(row, plain)]
         return tuple(sorted(rows, key=lambda row: row.model.d_model or 0)) or primary
+
+    @property
+    def architecture(self) -> str:
+        """Of the SAEs that the headline counts."""
+        return str(self.primary.get("architecture") or "topk")
 
     @property
     def about(self) -> str:

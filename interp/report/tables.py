@@ -88,20 +88,33 @@ K_RULES = {
 }
 
 
+ARCHITECTURES = {
+    "topk": "TopK",
+    "batchtopk": "BatchTopK",
+    "matryoshka_batchtopk": "Matryoshka BatchTopK",
+}
+
+
 def sensitivity_table(rows: Sequence[PackingRow]) -> Table | None:
-    """The count under every rule for k, one line per model and rule; None if one rule was run."""
-    if len({row.k_rule for row in rows}) < 2:
+    """The count under every rule for k and of every kind of SAE that was run, a line for each.
+
+    None if there was one rule and one kind.
+    """
+    if len({(row.k_rule, row.architecture) for row in rows}) < 2:
         return None
     columns = {
         "Model": lambda r: r.model.name,
         "k": lambda r: whole(r.k),
         "Rule for k": lambda r: K_RULES.get(r.k_rule, r.k_rule),
+        "SAE": lambda r: ARCHITECTURES.get(r.architecture, r.architecture),
         "FVU": lambda r: significant(r.fvu),
         "Per dimension [95%]": lambda r: with_interval(r.per_dim),
         "Untrained twin [95%]": _twin,
         "Converged": lambda r: verdict(r.converged),
         "D": lambda r: whole(r.d_sae),
     }
+    if len({row.architecture for row in rows}) < 2:
+        del columns["SAE"]
     order = list(K_RULES)
     # By width, and the primary rule before the others.
     ordered = sorted(
@@ -110,6 +123,7 @@ def sensitivity_table(rows: Sequence[PackingRow]) -> Table | None:
             r.model.d_model or 0,
             r.model.name,
             order.index(r.k_rule) if r.k_rule in order else len(order),
+            r.architecture,
         ),
     )
     body = [tuple(cell(row) for cell in columns.values()) for row in ordered]
@@ -124,7 +138,11 @@ def dictionary_table(results: pd.DataFrame | None) -> Table | None:
     """
     if results is None or not {"quantity", "value", "model"} <= set(results.columns):
         return None
-    keys = [k for k in ("model", "control", "hook_point", "about", "d_sae", "k") if k in results]
+    keys = [
+        k
+        for k in ("model", "control", "hook_point", "about", "architecture", "d_sae", "k")
+        if k in results and (k != "architecture" or results[k].nunique() > 1)
+    ]
     roles = results["role"] if "role" in results else pd.Series("main", index=results.index)
     kept = results[results["quantity"].isin(list(QUANTITIES)) & (roles.isna() | (roles == "main"))]
     if kept.empty:
@@ -151,7 +169,8 @@ def dictionary_table(results: pd.DataFrame | None) -> Table | None:
         lines.append(tuple(line))
     if not lines:
         return None
-    names = {"model": "Model", "control": "Weights", "hook_point": "Hook point", "about": "Stream"}
+    names = {"model": "Model", "control": "Weights", "hook_point": "Hook point", "about": "Stream",
+             "architecture": "SAE"}  # fmt: skip
     columns = (
         *(names.get(key, {"d_sae": "D"}.get(key, key)) for key in keys),
         *QUANTITIES.values(),
@@ -290,7 +309,7 @@ def _cell(value: Any) -> str:
     if value is None or pd.isna(value):
         return "–"
     if isinstance(value, str):
-        return CONTROLS.get(value, value)
+        return CONTROLS.get(value, ARCHITECTURES.get(value, value))
     return whole(value)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from interp.report.records import Interval
 
 ABSENT = "–"
+SUBLAYERS = {"hook_attn_out": "what attention adds", "hook_mlp_out": "what the MLP adds"}
+"""Hook points that are not the residual stream, by the end of their names."""
 
 
 def significant(value: float | None, digits: int = 3) -> str:

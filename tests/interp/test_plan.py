@@ -14,9 +14,10 @@ from tiny_models import tiny
 
 from interp import cli, families, plan
 from interp.budgets import require_fit, require_memory, require_room, require_time
+from interp.capture import run_blocks
 from interp.config import StudyConfig, resolve_config
 from interp.errors import UserError
-from interp.hook_points import architectures
+from interp.hook_points import HookPoint, architectures, kinds
 from interp.models import wrap
 from interp.plan import Cost, forward_flops, plan_capture, plan_study
 from interp.recording import SPARE_BYTES, prepare, record
@@ -42,14 +43,22 @@ def test_operations_equal_torchs_counter(name: str, tiny_model: Any) -> None:
     ids = torch.arange(24).view(2, 12)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         hf(input_ids=ids)
-    mine = ids.numel() * forward_flops(model, model.n_layers - 1, 12, with_loss=True)
+    last = HookPoint("resid_post", model.n_layers - 1)
+    mine = ids.numel() * forward_flops(model, last, 12, with_loss=True)
     assert mine == pytest.approx(counter.get_total_flops(), rel=0.01)
+    for point in (HookPoint(kind, 1) for kind in kinds(hf)):
+        with FlopCounterMode(display=False) as counter:
+            run_blocks(model, ids, {point: lambda value: None}, with_loss=False)
+        mine = ids.numel() * forward_flops(model, point, 12, with_loss=False)
+        assert mine == pytest.approx(counter.get_total_flops(), rel=0.01), point
 
 
 def test_fewer_layers_and_no_head_cost_less(tiny_model: Any) -> None:
-    one = forward_flops(tiny_model, 0, 32, with_loss=False)
-    assert forward_flops(tiny_model, 2, 32, with_loss=False) == 3 * one
-    head = forward_flops(tiny_model, 2, 32, with_loss=True) - 3 * one
+    first, last = HookPoint("resid_post", 0), HookPoint("resid_post", 2)
+    one = forward_flops(tiny_model, first, 32, with_loss=False)
+    assert forward_flops(tiny_model, last, 32, with_loss=False) == 3 * one
+    assert forward_flops(tiny_model, HookPoint("resid_pre", 2), 32, with_loss=False) == 2 * one
+    head = forward_flops(tiny_model, last, 32, with_loss=True) - 3 * one
     assert head == 2 * 300 * 32
 
 

@@ -52,3 +52,17 @@ def test_a_dictionary_with_too_few_latents_to_match_has_no_line() -> None:
     table = agreement_table(rows[~refused])
     assert table is not None
     assert [row[2] for row in table.rows] == ["256", "256"]
+
+
+def test_two_architectures_with_one_k_are_two_lines() -> None:
+    both = pd.concat([results(architecture=kind) for kind in ("topk", "batchtopk")])
+    table = agreement_table(both)
+    assert table is not None
+    at = table.columns.index("SAE")
+    assert [row[at] for row in table.rows] == ["TopK"] * 2 + ["BatchTopK"] * 2 + [
+        "TopK",
+        "BatchTopK",
+    ]
+    alone = agreement_table(results(architecture="batchtopk"))
+    assert alone is not None
+    assert "SAE" not in alone.columns
