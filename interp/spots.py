@@ -54,14 +54,15 @@ def primary_layer(config: StudyConfig, n_layers: int) -> int:
 def spots(config: StudyConfig, d_model: int, n_layers: int, control: str = TRAINED) -> list[Spot]:
     """All groups of SAEs for a model of this shape, or a control of it, the primary layer first.
 
-    Controls are held to what the headline needs: the first size, and k by reconstruction.
+    Controls are held to what the headline needs: the first size, or all where N is read off them,
+    and k by reconstruction.
     """
     primary = primary_layer(config, n_layers)
     trained = control == TRAINED
     first = config.d_sae_per_d_model[0] * d_model
     found = [
         Spot(primary, config.primary_stream, multiple * d_model, headline=True)
-        for multiple in config.d_sae_per_d_model[: None if trained else 1]
+        for multiple in config.d_sae_per_d_model[: None if trained or config.by_saturation else 1]
     ]
     if trained:
         found += [
