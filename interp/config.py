@@ -31,6 +31,8 @@ KRule = Literal["fvu", "constant", "proportional"]
 Architecture = Literal["topk", "batchtopk", "matryoshka_batchtopk"]
 HookKind = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
 """`interp.hook_points.KINDS`, which a config, being a leaf, cannot ask; a test holds them equal."""
+MIN_SIZES = 4
+"""Dictionary sizes that N by saturation needs."""
 _WRITTEN_BY = "# superscope "
 
 
@@ -81,7 +83,8 @@ class StudyConfig(BaseModel):
     """Which ones, counted from 0, where `other_layers` is set; none given: all of them."""
     twin_other_layers: bool = False
     """The same for twins and other controls. Without it these have the streams of the primary layer
-    at the first size: what the headline is set against, for a third of what a model costs."""
+    at the first size, or at every size where the headline is N by saturation: what it is set
+    against, for a third of what a model costs."""
     streams: tuple[About, ...] = ("contextual",)
     """Streams at the primary layer; a second one is measured at the first size."""
     primary_stream: About = "contextual"
@@ -173,6 +176,11 @@ class StudyConfig(BaseModel):
         if not self.pilot_ks or min(self.pilot_ks) < 1:
             raise ValueError("pilot_ks needs at least one k of 1 or more")
         return self
+
+    @property
+    def by_saturation(self) -> bool:
+        """Whether there are sizes enough for N, which is then the headline."""
+        return len(self.d_sae_per_d_model) >= MIN_SIZES
 
     def resolved(self) -> StudyConfig:
         """With machine-dependent defaults filled in."""

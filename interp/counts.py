@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 
 from interp.calibration import UNCALIBRATED, calibrated
-from interp.config import StudyConfig
+from interp.config import MIN_SIZES, StudyConfig
 from interp.estimate import Estimate, InsufficientData
 from interp.hook_points import HookPoint
 from interp.packing import MAX_CHANGE_IN_COUNT, saturation
 from interp.run import CONTROLS, TRAINED
-from interp.saturation import MIN_SIZES
 from interp.spots import HALF, layer_depth, primary_layer
 
 Z_95 = 1.959964

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy import optimize, stats
 
+from interp.config import MIN_SIZES
 from interp.estimate import Estimate, InsufficientData
 
-MIN_SIZES = 4
 SHAPE_BOUNDS = (0.25, 4.0)
 """Range of b: below, the curve has no visible ceiling in any range; above, it is a step."""
 FARTHEST = 1e4

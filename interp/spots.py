@@ -86,8 +86,8 @@ def require_hook_points(config: StudyConfig, model: Model) -> None:
 def spots(config: StudyConfig, d_model: int, n_layers: int, control: str = TRAINED) -> list[Spot]:
     """All groups of SAEs for a model of this shape, or a control of it, the primary layer first.
 
-    Controls are held to what the headline needs: the first size, k by reconstruction, and one
-    architecture.
+    Controls are held to what the headline needs: the first size, or all where N is read off them,
+    k by reconstruction, and one architecture.
     """
     layer = primary_layer(config, n_layers)
     trained = control == TRAINED
@@ -97,7 +97,7 @@ def spots(config: StudyConfig, d_model: int, n_layers: int, control: str = TRAIN
     )
     found = [
         replace(primary, d_sae=multiple * d_model, headline=True)
-        for multiple in config.d_sae_per_d_model[: None if trained else 1]
+        for multiple in config.d_sae_per_d_model[: None if trained or config.by_saturation else 1]
     ]
     if trained:
         found += [replace(primary, k_rule=rule) for rule in config.other_k_rules]

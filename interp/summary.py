@@ -18,7 +18,6 @@ from interp.exponent import ExponentFit, difference, fit_exponent
 from interp.mixed_model import mixed_model
 from interp.packing import COUNT_SLACK_PER_DIM
 from interp.run import TWIN, with_architectures
-from interp.saturation import MIN_SIZES
 from interp.scaling import Parameter, fit_power_law
 
 COLUMNS = (
@@ -60,9 +59,7 @@ def summarise(
         config,
     )
     primary = {
-        "estimator": (
-            "saturation" if len(config.d_sae_per_d_model) >= MIN_SIZES else "reproducible"
-        ),
+        "estimator": "saturation" if config.by_saturation else "reproducible",
         "about": config.primary_stream,
         "layer_fraction": config.primary_layer_fraction,
         "d_sae_per_d_model": config.d_sae_per_d_model[0],

@@ -73,8 +73,7 @@ def test_python_shown_compiles_and_calls_what_there_is(path: Path) -> None:
 
 
 def test_every_study_shown_is_one() -> None:
-    from interp.config import parse_config
-    from interp.saturation import MIN_SIZES
+    from interp.config import MIN_SIZES, parse_config
 
     shown = [yaml.safe_load(text) for path in TEXTS for text in blocks(path, "yaml")]
     assert shown

@@ -10,7 +10,8 @@ import yaml
 from interp import ladder
 from interp.config import PRESETS, StudyConfig, parse_config, read_config, resolve_config
 from interp.errors import UserError
-from interp.spots import pilot_ks, primary_layer
+from interp.run import SHUFFLED, TRAINED, TWIN
+from interp.spots import pilot_ks, primary_layer, spots
 
 
 def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
@@ -157,3 +158,19 @@ def test_every_k_up_to_the_largest_can_be_chosen() -> None:
 def test_a_tie_goes_to_the_lower_layer() -> None:
     config = PRESETS["quick"]
     assert [primary_layer(config, n) for n in (1, 2, 3, 4, 5)] == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "of_controls"), [((4,), 1), ((4, 8, 16), 1), ((4, 8, 16, 32), 4)]
+)
+def test_controls_are_measured_where_the_headline_is(
+    sizes: tuple[int, ...], of_controls: int
+) -> None:
+    """At the first size; where N is read off four or more, at all of them."""
+    config = StudyConfig(models=("ladder/d032",), d_sae_per_d_model=sizes, other_layers=True)
+    trained = {s.d_sae for s in spots(config, 32, 4, TRAINED) if s.headline}
+    assert trained == {32 * size for size in sizes}
+    for control in (TWIN, SHUFFLED):
+        found = spots(config, 32, 4, control)
+        assert [s.d_sae for s in found] == [32 * size for size in sizes[:of_controls]]
+        assert all(s.headline for s in found)
