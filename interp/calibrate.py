@@ -186,8 +186,5 @@ def _claim(out: Path, config: CalibrationConfig) -> None:
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and holds no calibration; choose another --out or empty it")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be made ({error.strerror}); choose another --out") from None
+    durable.make_folder(out)
     durable.write(path, (config.model_dump_json(indent=1) + "\n").encode())

@@ -43,6 +43,14 @@ def write(path: Path, data: bytes) -> None:
         raise
 
 
+def make_folder(out: Path) -> None:
+    """Make `out` and what leads to it. Raises UserError, in one line, when it cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be made ({error.strerror}); choose another --out") from None
+
+
 def remove_partials(folder: Path) -> None:
     """Delete what killed writers left. Only for the one who holds the folder's lock."""
     for partial in folder.glob(f".*{_PARTIAL}"):

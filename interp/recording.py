@@ -176,10 +176,7 @@ def record(
     out = Path(out)
     existed, fresh = out.exists(), _require_ours(out)
     recording.require_room(out, budget_bytes)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be made ({error.strerror}); choose another --out") from error
+    durable.make_folder(out)
     with durable.only_writer(out):
         try:
             writer = _Writer.begin(recording, out)

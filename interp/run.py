@@ -81,12 +81,7 @@ class RunFolder:
                 f"{self.root} exists and holds no study; choose another --out or empty it"
             )
         resolved = config.resolved()
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{self.root} cannot be made ({error.strerror}); choose another --out"
-            ) from None
+        durable.make_folder(self.root)
         write_text(path, resolved.to_yaml())
         return resolved
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from saes.config import SAEConfig
-from saes.durable import whole
+from saes.durable import make_folder, whole
 from saes.errors import SAEError
 from saes.member import Member
 from saes.steps import new_step
@@ -47,12 +47,7 @@ def claim(folder: Path, configs: list[SAEConfig]) -> None:
                 "use those settings or another folder"
             )
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SAEError(
-            f"{folder} cannot be made ({error.strerror}); choose another folder"
-        ) from None
+    make_folder(folder)
     with whole(path) as partial:
         partial.write_text(json.dumps(ours, indent=1))
 

@@ -12,6 +12,16 @@ from safetensors import SafetensorError
 from saes.errors import SAEError
 
 
+def make_folder(folder: Path) -> None:
+    """Make `folder` and what leads to it. Raises SAEError, in one line, when it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SAEError(
+            f"{folder} cannot be made ({error.strerror}); choose another folder"
+        ) from None
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Where to write what becomes `path` at the end of the block, or else leaves nothing.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saes.checkpoint import has_any
 from saes.config import SAEConfig
-from saes.durable import whole
+from saes.durable import make_folder, whole
 from saes.errors import SAEError
 from saes.format import save
 from saes.history import History, sae_folder
@@ -76,12 +76,7 @@ def claim_stream(out: Path, identity: Mapping[str, Any], labels: Mapping[str, An
     """Write what the SAEs of a folder see, or compare it with what those trained there saw."""
     file = out / STREAM
     if not (file.exists() and has_any(out / CHECKPOINTS)):
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SAEError(
-                f"{out} cannot be made ({error.strerror}); choose another --out"
-            ) from None
+        make_folder(out)
         with whole(file) as partial:
             partial.write_text(json.dumps({**labels, **identity}, indent=1) + "\n")
         return

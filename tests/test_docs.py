@@ -50,11 +50,15 @@ def blocks(path: Path, *languages: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", TEXTS, ids=by_name)
 def test_every_command_shown_parses(path: Path) -> None:
-    programs = {"interp": interp.cli.build_parser(), "saes": saes.cli.build_parser()}
+    programs = {
+        "interp": (interp.cli.build_parser(), "call"),
+        "saes": (saes.cli.build_parser(), "run"),
+    }
     for line in "".join(blocks(path, "", "sh")).splitlines():
         words = shlex.split(line, comments=True)
         if words and words[0] in programs:
-            programs[words[0]].parse_args(words[1:])  # stops the test with status 2 if it is wrong
+            parser, action = programs[words[0]]
+            assert callable(getattr(parser.parse_args(words[1:]), action, None)), line
 
 
 def test_commands_are_shown_at_all() -> None:

@@ -19,6 +19,18 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium")
+COMMAND = (
+    CHROMIUM or "chromium",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+"""Starts it without a window, and without a word to the network of its own."""
 PATIENCE_SECONDS = 60.0
 
 
@@ -140,15 +152,7 @@ def chromium(profile: Path) -> Iterator[Page]:
 
     process = subprocess.Popen(
         [
-            CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
+            *COMMAND,
             "--remote-debugging-pipe",
             f"--user-data-dir={profile}",
         ],

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import report_run
+from browser import CHROMIUM, COMMAND
 from jinja2 import Environment as RealEnvironment
 
 from interp.report import page, write_report
@@ -289,20 +289,12 @@ def test_the_page_of_a_bare_summary_says_what_is_not_there(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
 def test_a_browser_draws_every_figure_and_complains_of_nothing(tmp_path: Path) -> None:
     written = write_report(report_run.write_run(tmp_path / "run", hostile_run()))
     done = subprocess.run(
         [
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
+            *COMMAND,
             "--virtual-time-budget=20000",
             "--enable-logging=stderr",
             f"--user-data-dir={tmp_path / 'profile'}",
