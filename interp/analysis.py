@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import platform
 import time
@@ -27,12 +26,12 @@ from interp.run import (
     CONFIG,
     NO_RESULT,
     TRAINED,
-    RunFolder,
     folder_name,
     write_json,
     write_table,
     write_text,
 )
+from interp.stopwatch import seconds_spent
 from interp.summary import summarise, tidy
 from interp.units import Inputs, Record, Unit, files_of, read_record, write_record
 
@@ -80,7 +79,7 @@ def analyse(graph: Graph, corpus: Corpus, command: str, failures: Sequence[Failu
     summary["warnings"] = [*map(_told, lost), *_hardware(graph), *summary["warnings"]]
     if lost:
         summary["failures"] = lost
-    seconds = add_seconds(graph.folder, 0)
+    seconds = seconds_spent(graph.folder.root)
     summary |= {"command": command, "wall_time_seconds": round(seconds, 1)}
     summary["headline"] = headline(summary)
     write_json(root / "models.json", facts)
@@ -169,16 +168,6 @@ def _hardware(graph: Graph) -> list[str]:
         f"measured on {len(kinds)} kinds of processor ({', '.join(kinds)}): the same study on one "
         "of them agrees within the intervals, not bit for bit"
     ]
-
-
-def add_seconds(folder: RunFolder, seconds: float) -> float:
-    """Add to the time that this study's units took, over all sittings; the new total."""
-    file = folder.root / "work" / "seconds"
-    total = seconds
-    with contextlib.suppress(OSError, ValueError):
-        total += float(file.read_text())
-    write_text(file, f"{total:.1f}\n")
-    return total
 
 
 def _manifest(graph: Graph, facts: Iterable[dict[str, Any]], seconds: float) -> dict[str, Any]:

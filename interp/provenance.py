@@ -97,6 +97,7 @@ AFTERWARDS = {
     "seed_richness.py",
     "separable.py",
     "sources.py",
+    "stopwatch.py",
     "store.py",
     "status.py",
     "study.py",

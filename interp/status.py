@@ -17,6 +17,7 @@ from interp.errors import UserError
 from interp.graph import Graph, parts_of
 from interp.run import CONFIG, RunFolder
 from interp.sources import Sources
+from interp.stopwatch import seconds_spent
 from interp.units import Unit, record_file, running_file
 
 
@@ -58,7 +59,7 @@ class Status:
     running: bool
     """A process holds the folder."""
     seconds: float
-    """Spent measuring, over all sittings that ended."""
+    """Spent measuring, over all sittings."""
 
     @property
     def n_done(self) -> int:
@@ -76,12 +77,11 @@ def status(root: Path) -> Status:
         raise UserError(f"{root} holds no study ({CONFIG} is missing); give a study's folder")
     folder = RunFolder(root)
     config = read_config(folder.under_way if folder.under_way.is_file() else root / CONFIG)
-    spent = root / "work" / "seconds"
     return Status(
         parts=tuple(_parts(config, folder)),
         finished=(root / "summary.json").is_file(),
         running=durable.is_held(root),
-        seconds=float(spent.read_text()) if spent.exists() else 0.0,
+        seconds=seconds_spent(root),
     )
 
 

@@ -7,14 +7,13 @@ line resumes an interrupted study, in this clone or in another that sees the fol
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from interp import durable
-from interp.analysis import add_seconds, analyse, edited_table
+from interp.analysis import analyse, edited_table
 from interp.config import StudyConfig
 from interp.corpora import Corpus, load_text
 from interp.errors import UserError
@@ -26,6 +25,7 @@ from interp.provenance import provenance
 from interp.run import Run, RunFolder, open_run, write_text
 from interp.sources import ModelSource, Sources
 from interp.spots import require_hook_points
+from interp.stopwatch import seconds_spent, sitting
 from interp.tokens import Split, tokens
 from interp.units import record_file
 
@@ -69,16 +69,13 @@ def run_study(
         left = [unit for unit in graph.units if not graph.is_done(unit)]
         failures: list[Failure] = []
         if left:
-            started = time.monotonic()
-            try:
+            with sitting(folder.root):
                 executor = _executors(config)(graph, corpus, progress)
                 failures = run_units(graph, left, executor, progress)
-            finally:
-                add_seconds(folder, time.monotonic() - started)
         progress.at("fits and report")
         command = command or f"interp study {config.preset}"
         analyse(graph, corpus, command, failures)
-        progress.close(f"done; measuring took {add_seconds(folder, 0) / 60:.1f} minutes")
+        progress.close(f"done; measuring took {seconds_spent(folder.root) / 60:.1f} minutes")
     return open_run(folder.root)
 
 
