@@ -10,6 +10,8 @@ from interp.report.records import PackingRow
 from interp.report.wording import percent, significant, with_interval
 
 ROW_HEIGHT = 34
+DEEP = 0.4
+"""Share of the range of values above which a shade is nearer to ink than to paper."""
 
 
 def heat_map(rows: Sequence[PackingRow]) -> Figure | None:
@@ -22,7 +24,8 @@ def heat_map(rows: Sequence[PackingRow]) -> Figure | None:
     models = list({row.model.name: row.model for row in shown}.values())
     if len(depths) < 2 or len(models) < 2:
         return None
-    cells = [
+    values = [row.per_dim.value for row in shown if row.per_dim.value is not None]
+    cells: list[marks.Row] = [
         {
             "model": row.model.name,
             "label": row.model.label,
@@ -35,6 +38,9 @@ def heat_map(rows: Sequence[PackingRow]) -> Figure | None:
         }
         for row in shown
     ]
+    least, most = min(values), max(values)
+    for cell, value in zip(cells, values, strict=True):
+        cell["deep"] = value > least + DEEP * (most - least)
     noun = "contextual features" if shown[0].about == "contextual" else "features"
     x = alt.X(
         "depth:O",
@@ -44,7 +50,7 @@ def heat_map(rows: Sequence[PackingRow]) -> Figure | None:
     )
     widths = sorted(models, key=lambda model: model.d_model or 0, reverse=True)
     y = alt.Y("label:O", title="model width d_model", sort=[model.label for model in widths])
-    shade = alt.Color("value:Q", scale=alt.Scale(range="ramp"), legend=None)
+    shade = alt.Color("value:Q", scale=alt.Scale(range="heatmap"), legend=None)
     tooltip = [
         alt.Tooltip("model:N"),
         alt.Tooltip("depth:N"),
@@ -61,8 +67,10 @@ def heat_map(rows: Sequence[PackingRow]) -> Figure | None:
             [
                 marks.layer(cells).mark_rect(style="cell").encode(x, y, shade, tooltip=tooltip),
                 *(
-                    marks.layer(cells).mark_text(style=style).encode(x, y, text="text:N")
-                    for style in (["label", "halo"], "label")
+                    marks.layer([cell for cell in cells if cell["deep"] == deep])
+                    .mark_text(style="label_on_deep" if deep else "label")
+                    .encode(x, y, text="text:N")
+                    for deep in (False, True)
                 ),
             ],
             height=ROW_HEIGHT * len(models),

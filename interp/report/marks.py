@@ -120,7 +120,8 @@ def packing_points(
                     "low": row.twin.per_dim.low,
                     "high": twin if row.twin.censored else row.twin.per_dim.high,
                     **({"arrow": True} if row.twin.censored else {}),
-                    "reading": with_interval(row.twin.per_dim),
+                    "reading": with_interval(row.twin.per_dim)
+                    + (", censored at D: a lower bound" if row.twin.censored else ""),
                 }
             )
     return points
@@ -173,7 +174,12 @@ def arrows(points: Sequence[Row], x: alt.X, y: alt.Y) -> alt.Chart | None:
     censored = [point for point in points if point.get("arrow")]
     if not censored:
         return None
-    return layer(censored).mark_point(shape=ARROW, size=420, style="arrow", opacity=1).encode(x, y)
+    colour = alt.Stroke("kind:N", scale=_by_kind("category"), legend=_legend(points))
+    return (
+        layer(censored)
+        .mark_point(shape=ARROW, size=420, style="arrow", opacity=1)
+        .encode(x, y, colour)
+    )
 
 
 def connectors(points: Sequence[Row], x: alt.X, y: alt.Y) -> alt.Chart | None:

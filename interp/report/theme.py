@@ -36,6 +36,7 @@ def light() -> dict[str, Any]:
         trained="#0072b2",
         twin="#d55e00",
         ramp=["#7fb8dc", "#0072b2", "#00304d"],
+        cells=["#7fb8dc", "#0072b2", "#00304d"],
         levers=["#1b1f24", "#59636e", "#0072b2", "#d55e00", "#00835d", "#b0418a", "#8a6d00"],
     )
 
@@ -50,6 +51,7 @@ def dark() -> dict[str, Any]:
         trained="#56b4e9",
         twin="#e69f00",
         ramp=["#2d6a94", "#56b4e9", "#cdeafb"],
+        cells=["#1b4a6b", "#2f7fb3", "#cdeafb"],
         levers=["#e8eaed", "#a3adb8", "#56b4e9", "#e69f00", "#2fc79a", "#e8a0c8", "#f0e442"],
     )
 
@@ -63,6 +65,7 @@ def _config(
     trained: str,
     twin: str,
     ramp: list[str],
+    cells: list[str],
     levers: list[str],
 ) -> dict[str, Any]:
     return {
@@ -125,6 +128,7 @@ def _config(
             "category": [trained, trained, twin, twin],
             "ordinal": [trained, paper, twin, paper],
             "ramp": ramp,
+            "heatmap": cells,
             "diverging": levers,
         },
         "concat": {"spacing": 26},
@@ -138,8 +142,9 @@ def _config(
             "seeds": {"color": muted, "opacity": 0.18},
             "band": {"color": trained},
             "fit": {"color": ink, "strokeWidth": 1.5},
-            "arrow": {"color": trained, "strokeWidth": 2, "strokeCap": "round"},
+            "arrow": {"strokeWidth": 2, "strokeCap": "round"},
             "label": {"color": ink, "fontSize": 12, "fontWeight": 600, "font": FONT},
+            "label_on_deep": {"color": paper, "fontSize": 12, "fontWeight": 600, "font": FONT},
             "note": {"color": muted, "fontSize": 12, "font": FONT, "fontStyle": "italic"},
             # Paper under the letters, where a line passes behind them.
             "halo": {"color": paper, "stroke": paper, "strokeWidth": 4, "strokeJoin": "round"},
