@@ -37,19 +37,21 @@ def modules() -> str:
     return "\n".join(lines)
 
 
-def figure(summary: dict[str, object] | None = None) -> str:
+def figure(summary: dict[str, Any] | None = None) -> str:
     """The figure of the committed run, its headline and what made it."""
     folder = ROOT / "results" / RUN
     if summary is None:
         if not (folder / "summary.json").exists():
             return "*(no committed run yet)*"
         summary = json.loads((folder / "summary.json").read_text())
-    minutes = float(summary["wall_time_seconds"]) / 60  # type: ignore[arg-type]
+    from interp.report.wording import duration
+
+    took = duration(float(summary["wall_time_seconds"]))
     return (
         "![Features per dimension against loss]"
         f"(results/{RUN}/figures/packing_against_loss.png)\n\n"
         f"> {summary['headline']}\n\n"
-        f"`{summary['command']}`, {minutes:.1f} minutes on two cores; "
+        f"`{summary['command']}`, {took} on two cores; "
         f"config and numbers in [`results/{RUN}/`](results/{RUN}/)."
     )
 
@@ -231,6 +233,7 @@ def finding(*names: str) -> str:
     from interp.report.caveats import caveats
     from interp.report.objections import objections
     from interp.report.reading import read_summary
+    from interp.report.wording import duration
 
     data = json.loads((ROOT / "results" / name / "summary.json").read_text())
     summary = read_summary(data)
@@ -247,8 +250,7 @@ def finding(*names: str) -> str:
     lines += [f"- {text}" for text in (*failed, *caveats(summary))] or ["- Nothing."]
     lines += ["", "**What a referee would say, and the reply.**", ""]
     lines += [f"- *{objection}* {reply}" for objection, reply in objections(summary)]
-    hours = float(data["wall_time_seconds"]) / 3600
-    took = f"{hours:.1f} hours" if hours >= 2 else f"{60 * hours:.1f} minutes"
+    took = duration(float(data["wall_time_seconds"]))
     lines += ["", f"`{data['command']}`, {took}; everything in [`{name}/`]({name}/)."]
     return "\n".join(lines)
 
