@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 FINDINGS = ROOT / "results" / "README.md"
-RUN = "quick"
+RUN = "full"
 """The committed run that the README shows."""
 
 
