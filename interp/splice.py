@@ -27,7 +27,7 @@ Reconstruct = Callable[
 """(acts, token_ids, positions) -> acts as a dictionary rebuilds them."""
 
 
-MIN_GAP_NATS = 1e-3
+MIN_GAP_NATS = 0.02
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class SpliceResult:
     """Token-weighted mean losses in nats, and what of the gap to the ablation is recovered.
 
     ce_loss_recovered = (ablated - sae) / (ablated - clean): 1 is perfect, 0 no better than the
-    ablation; None when the ablation costs next to nothing (under 0.001 nats): a share of noise.
+    ablation; None where the ablation costs next to nothing (under 0.02 nats, or helps, as in
+    untrained networks): a share of noise.
     """
 
     ce_loss_clean: float
@@ -115,7 +116,7 @@ def ce_loss_recovered(
         ce_loss_clean=clean,
         ce_loss_sae=sae,
         ce_loss_ablated=ablated,
-        ce_loss_recovered=(ablated - sae) / gap if abs(gap) >= MIN_GAP_NATS else None,
+        ce_loss_recovered=(ablated - sae) / gap if gap >= MIN_GAP_NATS else None,
         ablation="given" if callable(ablation) else ablation,
         n_tokens=n_tokens,
     )

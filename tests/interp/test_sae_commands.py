@@ -13,6 +13,7 @@ from torch import Tensor
 from interp.cli import main
 from interp.divergence import kl_divergence
 from interp.sae_training import SHUFFLE_BUFFER, points_of, train_saes
+from interp.splice import MIN_GAP_NATS
 from saes import checkpoint
 from saes.config import SAEConfig
 from saes.format import load, save
@@ -57,7 +58,9 @@ def test_train_then_evaluate(
     for kind in ("zero", "mean"):
         gap = row[f"ce_loss_{kind}_ablated"] - row["ce_loss_clean"]
         expected = (row[f"ce_loss_{kind}_ablated"] - row["ce_loss_sae"]) / gap
-        assert row[f"ce_loss_recovered_{kind}"] == pytest.approx(expected)
+        # The untrained model may lose little by an ablation, or gain by it.
+        told = pytest.approx(expected) if gap >= MIN_GAP_NATS else None
+        assert row[f"ce_loss_recovered_{kind}"] == told
     assert main(judge) == 0
     said = capsys.readouterr().out
     assert "zero ablation" in said
