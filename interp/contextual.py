@@ -6,6 +6,7 @@ SAE reproduces very well. What is left once both are removed is *contextual*.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class ContextualMeans:
         return torch.sub(x, self.predict(token_ids, positions))
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file, whole or not at all."""
+        """Write one safetensors file, whole or not at all; the same means are the same bytes."""
         tensors = {"mean": self.mean, "token_mean": self.token_mean, "pos_mean": self.pos_mean}
         numbers = {
             **asdict(self.variance_share),
@@ -76,7 +77,8 @@ class ContextualMeans:
             "pos_prior_count": self.pos_prior_count,
             "n_tokens": self.n_tokens,
         }
-        durable.write(path, save(tensors, metadata={k: repr(v) for k, v in numbers.items()}))
+        data = save(tensors, metadata={name: repr(value) for name, value in numbers.items()})
+        durable.write(path, _with_sorted_header(data))
 
     @classmethod
     def load(cls, path: Path) -> ContextualMeans:
@@ -100,6 +102,17 @@ class ContextualMeans:
             raise UserError(
                 f"{path}: no readable contextual means ({error}); remove it and fit again"
             ) from error
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    """The same file: safetensors writes its metadata in another order each time.
+
+    Eight bytes of length and JSON, padded with blanks to a multiple of eight; then the tensors.
+    """
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join((len(header).to_bytes(8, "little"), header, memoryview(data)[start:]))
 
 
 class ContextualFitter:
