@@ -7,7 +7,7 @@ SAE reproduces very well. What is left once both are removed is *contextual*.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from interp.errors import UserError
 MAX_SWEEPS = 100
 TOLERANCE = 1e-6
 _DENSE_CELLS = 1 << 24
+_TENSORS = ("mean", "token_mean", "pos_mean")
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,14 @@ class ContextualMeans:
         """The contextual stream: x minus `predict`, as a new tensor."""
         return torch.sub(x, self.predict(token_ids, positions))
 
+    def to(self, device: torch.device | str) -> ContextualMeans:
+        """The same means on another device, for rows that are there."""
+        moved = {name: getattr(self, name).to(device) for name in _TENSORS}
+        return replace(self, **moved)
+
     def save(self, path: Path) -> None:
         """Write one safetensors file, whole or not at all; the same means are the same bytes."""
-        tensors = {"mean": self.mean, "token_mean": self.token_mean, "pos_mean": self.pos_mean}
+        tensors = {name: getattr(self, name) for name in _TENSORS}
         numbers = {
             **asdict(self.variance_share),
             "token_prior_count": self.token_prior_count,
