@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 CUDA = torch.device("cuda:0")
-_CROSS = {"copy_", "__getitem__", "__setitem__", "index", "index_put_"}
-"""These take an index or a source from the CPU."""
 _UNORDERED = {"index_add_", "index_add", "scatter_add_", "scatter_add", "bincount", "histc"}
 """Sums that a GPU takes in another order each time, where the numbers are not whole."""
 
@@ -26,9 +24,7 @@ class OnGPU(Tensor):
     """The same memory, said to be elsewhere."""
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         if func == Tensor.device.__get__:
@@ -41,9 +37,9 @@ class OnGPU(Tensor):
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
         with torch._C.DisableTorchFunctionSubclass():
             tensors = list(_tensors((args, kwargs)))
-            mixed = any(t.ndim and not _is_on_gpu(t) for t in tensors)
+            mixed = _mixes(name, args, tensors)
             floats = any(t.is_floating_point() for t in tensors)
-        if mixed and name not in _CROSS:
+        if mixed:
             raise RuntimeError(f"{name}: expected all tensors to be on the same device")
         if floats and name in _UNORDERED:
             raise RuntimeError(f"{name} does not have a deterministic implementation")
@@ -73,6 +69,17 @@ class _Creation(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _mixes(name: str, args: Any, tensors: list[Tensor]) -> bool:
+    """Whether torch would refuse. An index may come from the CPU, a copy from anywhere."""
+    if name == "copy_":
+        return False
+    if name in ("__getitem__", "__setitem__"):
+        place, indices, value = _is_on_gpu(args[0]), _tensors(args[1]), _tensors(args[2:])
+        foreign = any(_is_on_gpu(t) and not place for t in indices)
+        return foreign or any(t.ndim and _is_on_gpu(t) != place for t in value)
+    return any(t.ndim and not _is_on_gpu(t) for t in tensors)
+
+
 def _is_on_gpu(tensor: Tensor) -> bool:
     return isinstance(tensor, OnGPU)
 
@@ -88,25 +95,20 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _moved(func: Any, args: Any, kwargs: Any) -> Tensor:
-    """`Tensor.to` and `Tensor.cpu`, between memory that is one and the same."""
+    """`Tensor.to` and `Tensor.cpu`, from memory to memory of the same CPU."""
     tensor, *more = args
-    there = _is_on_gpu(tensor) and func != Tensor.cpu
-    rest = []
-    for value in [*more, *(kwargs[k] for k in ("device", "other") if k in kwargs)]:
-        if isinstance(value, Tensor):
-            there = _is_on_gpu(value)
-            rest.append(value.dtype)
-        elif isinstance(value, str | torch.device | int) and not isinstance(value, bool):
-            there = torch.device(value).type == "cuda"
-        elif value is not None:
-            rest.append(value)
-    options = {k: v for k, v in kwargs.items() if k not in ("device", "other", "non_blocking")}
-    dtypes = [v for v in rest if isinstance(v, torch.dtype)]
-    options |= {"dtype": dtype for dtype in dtypes}
-    if there != _is_on_gpu(tensor):
-        options["copy"] = True  # so that nothing written there is seen here
     with torch._C.DisableTorchFunctionSubclass():
-        moved = tensor.as_subclass(Tensor).to("cpu", **options)
+        there, dtype = _is_on_gpu(tensor) and func != Tensor.cpu, tensor.dtype
+        for value in (*more, *kwargs.values()):
+            if isinstance(value, Tensor):
+                there, dtype = _is_on_gpu(value), value.dtype
+            elif isinstance(value, torch.dtype):
+                dtype = value
+            elif isinstance(value, str | torch.device):
+                there = torch.device(value).type == "cuda"
+        # A copy, so that nothing written there is seen here.
+        copy = bool(kwargs.get("copy")) or there != _is_on_gpu(tensor)
+        moved = tensor.as_subclass(Tensor).to(dtype, copy=copy)
         return moved.as_subclass(OnGPU) if there else moved
 
 
