@@ -141,8 +141,11 @@ def plan_study(config: StudyConfig) -> list[Cost]:
         del model  # one at a time: the next may need the memory
     # What this process has taken by now: libraries, the largest model, steps of every size.
     base = peak_memory_bytes()
-    where = {"device": config.device, "reason": _reason(config.device)}
-    costs = [replace(cost, memory_bytes=base + cost.memory_bytes, **where) for cost in costs]
+    reason = _reason(config.device)
+    costs = [
+        replace(c, memory_bytes=base + c.memory_bytes, device=config.device, reason=reason)
+        for c in costs
+    ]
     return [*costs, Cost("report", 0.0, _REPORT_BYTES, 10.0, memory_bytes=base, n_units=1)]
 
 
