@@ -187,6 +187,8 @@ def _manifest(graph: Graph, facts: Iterable[dict[str, Any]], seconds: float) -> 
         "tokens_sha256": {unit.label: _tokens_sha256(graph, unit) for unit in losses},
         "seed": config.seed,
         "threads": config.threads,
+        "device": config.device,
+        "processors": sorted({record.cpu for record in records.values()}),
         "cpu": cpu_name(),
         "platform": f"{platform.system()} {platform.machine()}",
         "wall_time_seconds": round(seconds, 1),

@@ -254,6 +254,11 @@ def _study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=count, metavar="N", help="training tokens of each SAE")
     parser.add_argument("--seeds", type=int, metavar="N", help="SAE seeds")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda", "auto"),
+        help="where models run and SAEs train (default: cpu); auto: cuda where there is one",
+    )
 
 
 def _study_config(args: argparse.Namespace) -> StudyConfig:
@@ -265,6 +270,7 @@ def _study_config(args: argparse.Namespace) -> StudyConfig:
         "sae_tokens": args.tokens,
         "n_seeds": args.seeds,
         "threads": args.threads,
+        "device": args.device,
         "executor": "ray" if getattr(args, "address", None) else getattr(args, "executor", None),
         "address": getattr(args, "address", None),
     }

@@ -87,13 +87,15 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
 
 def print_costs(costs: list[Cost], *, as_json: bool) -> None:
     """A plan, with its total."""
+    seconds = [c.seconds for c in costs if c.seconds is not None]
     total = {
         "flops": sum(c.flops for c in costs),
         "n_bytes": sum(c.n_bytes for c in costs),
         "scratch_bytes": max(c.scratch_bytes for c in costs),
-        "seconds": sum(c.seconds for c in costs),
+        "seconds": sum(seconds) if len(seconds) == len(costs) else None,
         "memory_bytes": max(c.memory_bytes for c in costs),
         "n_units": sum(c.n_units for c in costs),
+        "gpu_bytes": max(c.gpu_bytes for c in costs),
     }
     if as_json:
         print_json({"parts": [vars(c) for c in costs], "total": total})
@@ -107,8 +109,10 @@ def print_costs(costs: list[Cost], *, as_json: bool) -> None:
             "MB": f"{row['n_bytes'] / 1e6:,.1f}",
             "scratch MB": f"{row['scratch_bytes'] / 1e6:,.1f}",
             **({"peak MB": f"{row['memory_bytes'] / 1e6:,.0f}"} if total["n_units"] else {}),
-            "minutes": f"{row['seconds'] / 60:,.1f}",
+            **({"GPU MB": f"{row['gpu_bytes'] / 1e6:,.0f}"} if total["gpu_bytes"] else {}),
+            "minutes": "?" if row["seconds"] is None else f"{row['seconds'] / 60:,.1f}",
         }
         for row in rows
     ]
-    print_table(shown, "expected cost on this machine as busy as it is now")
+    where = f"expected cost on device {costs[0].device}, this machine as busy as it is now"
+    print_table(shown, f"{where}; minutes: {reason}" if (reason := costs[0].reason) else where)

@@ -113,11 +113,17 @@ class StudyConfig(BaseModel):
     seed: int = Field(default=0, ge=0)
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of a unit; 0 is replaced by the machine's number of cores, at most 8."""
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    """Where models run and SAEs train; what is counted is counted on the CPU. `auto` is replaced by
+    cuda where this machine has one, else by cpu."""
 
     executor: Literal["local", "ray"] = "local"
     """Where units run: one after the other in this process, or as tasks of a Ray cluster."""
     address: str | None = None
     """Of the cluster; `auto` finds one that runs here, none starts one for this study."""
+    units_per_gpu: int = Field(default=1, ge=1, le=64)
+    """With Ray and device cuda, units that share a GPU; nobody asks whether its memory holds
+    them."""
     max_memory_gb: float | None = Field(default=None, gt=0)
     """Budgets that `interp plan` holds the study to: memory of one process,"""
     max_disk_gb: float | None = Field(default=None, gt=0)
@@ -184,9 +190,14 @@ class StudyConfig(BaseModel):
 
     def resolved(self) -> StudyConfig:
         """With machine-dependent defaults filled in."""
-        if self.threads:
-            return self
-        return self.model_copy(update={"threads": min(os.cpu_count() or 1, 8)})
+        found: dict[str, object] = {}
+        if not self.threads:
+            found["threads"] = min(os.cpu_count() or 1, 8)
+        if self.device == "auto":
+            from torch import cuda  # a second, which reading a config should not take
+
+            found["device"] = "cuda" if cuda.is_available() else "cpu"
+        return self.model_copy(update=found)
 
     def to_yaml(self) -> str:
         """With the version that wrote it, for the day when a field is not known any more."""
@@ -199,7 +210,8 @@ _NARROWEST = 32
 """Below it the null alone matches too much for a trustworthy count (SCIENCE section 4)."""
 
 
-_HOW = {"threads", "executor", "address", "max_memory_gb", "max_disk_gb", "max_hours"}
+_HOW = {"threads", "device", "executor", "address", "units_per_gpu", "max_memory_gb", "max_disk_gb",
+        "max_hours"}  # fmt: skip
 """Fields that leave a preset what it is."""
 
 

@@ -6,7 +6,8 @@ SAE reproduces very well. What is left once both are removed is *contextual*.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from interp.errors import UserError
 MAX_SWEEPS = 100
 TOLERANCE = 1e-6
 _DENSE_CELLS = 1 << 24
+_TENSORS = ("mean", "token_mean", "pos_mean")
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,22 @@ class ContextualMeans:
         """The contextual stream: x minus `predict`, as a new tensor."""
         return torch.sub(x, self.predict(token_ids, positions))
 
+    def to(self, device: torch.device | str) -> ContextualMeans:
+        """The same means on another device, for rows that are there."""
+        moved = {name: getattr(self, name).to(device) for name in _TENSORS}
+        return replace(self, **moved)
+
     def save(self, path: Path) -> None:
-        """Write one safetensors file, whole or not at all."""
-        tensors = {"mean": self.mean, "token_mean": self.token_mean, "pos_mean": self.pos_mean}
+        """Write one safetensors file, whole or not at all; the same means are the same bytes."""
+        tensors = {name: getattr(self, name) for name in _TENSORS}
         numbers = {
             **asdict(self.variance_share),
             "token_prior_count": self.token_prior_count,
             "pos_prior_count": self.pos_prior_count,
             "n_tokens": self.n_tokens,
         }
-        durable.write(path, save(tensors, metadata={k: repr(v) for k, v in numbers.items()}))
+        data = save(tensors, metadata={name: repr(value) for name, value in numbers.items()})
+        durable.write(path, _with_sorted_header(data))
 
     @classmethod
     def load(cls, path: Path) -> ContextualMeans:
@@ -100,6 +108,17 @@ class ContextualMeans:
             raise UserError(
                 f"{path}: no readable contextual means ({error}); remove it and fit again"
             ) from error
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    """The same file: safetensors writes its metadata in another order each time.
+
+    Eight bytes of length and JSON, padded with blanks to a multiple of eight; then the tensors.
+    """
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join((len(header).to_bytes(8, "little"), header, memoryview(data)[start:]))
 
 
 class ContextualFitter:

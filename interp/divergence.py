@@ -36,10 +36,10 @@ def kl_divergence(
     (point,) = resolve(hook_point, model.hf)
     total, n_targets = 0.0, 0
     for chunk in capture(model, tokens, point, batch_size=batch_size, chunk_tokens=chunk_tokens):
-        acts, keep = chunk.acts[str(point)], chunk.keep
-        acts[keep] = reconstruct(
-            acts[keep], chunk.token_ids[keep].long(), chunk.positions[keep].long()
-        ).to(acts.dtype)
+        device = model.device
+        acts, keep = chunk.acts[str(point)].to(device), chunk.keep.to(device)
+        read = (x.to(device)[keep].long() for x in (chunk.token_ids, chunk.positions))
+        acts[keep] = reconstruct(acts[keep], *read).to(acts.dtype)
         # The distribution over a target is made one position before it.
         predicts = chunk.is_target.view(-1, chunk.n_ctx).roll(-1, dims=1)
         predicts[:, -1] = False

@@ -20,7 +20,7 @@ from interp import durable
 from interp.corpora import Corpus
 from interp.errors import NoSpaceError
 from interp.graph import Graph
-from interp.machine import cpu_name, peak_memory_bytes
+from interp.machine import peak_memory_bytes, processor
 from interp.measure import Measurement
 from interp.progress import Progress
 from interp.run import write_json
@@ -106,7 +106,7 @@ class Worker:
             inputs,
             {path: durable.sha256(file) for path, file in graph.files(unit).items()},
             seconds=round(time.monotonic() - started, 2),
-            cpu=cpu_name(),
+            cpu=processor(graph.config.device),
             threads=graph.config.threads,
             peak_memory_bytes=peak_memory_bytes(),
             reused=kept,

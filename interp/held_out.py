@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import tee
 from typing import Any
 
@@ -44,6 +44,7 @@ class HeldOut:
     """Held-out rows of one stream."""
 
     x: Float[Tensor, "token d_model"]
+    """Where the streams give them, which is where the SAEs are."""
     doc_ids: Int[Tensor, " token"]
     dropped_fraction: float
 
@@ -85,12 +86,15 @@ def sae_rows(
 ) -> list[Row]:
     """Everything about one spot's seeds; `half` are the same seeds on half the tokens.
 
+    SAEs are run where they and `held` are. What is counted is counted on the CPU.
+
     k: what they were trained with; SAEs that carry a threshold have no k of their own. k_reached:
     whether the pilots found a k that reaches the target FVU. n_tokens: of training, of each main
     SAE.
     """
     rows: list[Row] = []
     d_sae, d_in = main[0].d_sae, main[0].d_in
+    counted = replace(held, x=held.x.cpu())
     fvus: dict[str, float] = {}
     counts: dict[str, float] = {}
     for role, group in (("main", main), ("half", half)):
@@ -104,20 +108,21 @@ def sae_rows(
                 for q, v in values.items()
             ]
         fvus[role] = float(np.mean([r.fvu for r in results]))
-        codes = [sae.encode(held.x) for sae in group]
+        codes = [sae.encode(held.x).to("cpu") for sae in group]
+        group = [sae.to("cpu") for sae in group]
         latents = [LatentSet.from_acts(s.W_dec, c) for s, c in zip(group, codes, strict=True)]
         common = {"k": k, "role": role, "seed": None}
         if role == "main":
-            estimate, details = _count(latents, held, k, config.seed)
+            estimate, details = _count(latents, counted, k, config.seed)
             counts[role] = estimate.value or 0.0
             rows.append(_estimate_row(estimate, **common))
             rows += [{"quantity": q, "value": v, **common} for q, v in details.items()]
             rows += [
                 _estimate_row(e, k=k, role=role, seed=0)
-                for e in one_seed_estimates(group[0], codes[0], held.doc_ids, seed=config.seed)
+                for e in one_seed_estimates(group[0], codes[0], counted.doc_ids, seed=config.seed)
             ]
         else:
-            counts[role] = _count_only(latents, held, k, config.seed)
+            counts[role] = _count_only(latents, counted, k, config.seed)
             rows.append({"quantity": "reproducible", "value": counts[role], **common})
     matched = k_reached and abs(fvus["main"] - config.target_fvu) <= FVU_TOLERANCE
     facts: dict[str, float] = {

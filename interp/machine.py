@@ -18,6 +18,15 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def processor(device: str) -> str:
+    """The CPU's name, followed by the GPU's for a unit that ran on one."""
+    if device == "cpu":
+        return cpu_name()
+    import torch  # which takes a second
+
+    return f"{cpu_name()}, {torch.cuda.get_device_name()}"
+
+
 def peak_memory_bytes() -> int:
     """Of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -71,7 +71,7 @@ class Measurement:
     @cached_property
     def model(self) -> Model:
         self.progress.at(f"{self.label}: loading")
-        model = load(self.name)
+        model = load(self.name, device=self.config.device)
         expected = vars(self.graph.sources.models[self.name])
         for key, value in vars(ModelSource.of(model)).items():
             if value != expected[key]:
@@ -97,7 +97,7 @@ class Measurement:
         if self.control == GAUSSIAN:
             for stream in dict.fromkeys(spot.stream for spot in self.spots):
                 noise[stream] = MatchedGaussian(**load_file(self._moments_file(stream)))
-        return Streams(means, noise)
+        return Streams(means, noise).to(self.config.device)
 
     def _blocks(self, n_tokens: int, split: Split) -> TokenBlocks:
         """Tokenized once for all units of the part."""
@@ -270,12 +270,14 @@ class Measurement:
         write_table(file, pd.DataFrame([row | place for row in found]))
 
     def _load(self, unit: Unit, spot: Spot, k: int) -> Mapping[str, list[SAE]]:
-        """The seeds of a spot by role, from their folders."""
+        """The seeds of a spot by role, from their folders, where they are run."""
+        device = self.config.device
         group = Unit(unit.model, unit.control, "saes")
         return {
             role: [
-                saes.load(files_of(self.folder, group, f"{spot.stream}/{c.name}/{role}")[0].parent)
+                saes.load(file.parent).to(device)
                 for c in configs
+                for file in files_of(self.folder, group, f"{spot.stream}/{c.name}/{role}")[:1]
             ]
             for role, configs in seed_configs(self.config, self.model.d_model, spot, k).items()
         }

@@ -136,7 +136,7 @@ def load(
     tokenizer or safetensors, a truncated or incomplete checkpoint, an unsupported architecture, an
     absent device, a map that leaves weights on no device, or values that differ from transformers'.
     """
-    _check_device(device)
+    require_device(device)
     if device_map is not None and str(device) != "cpu":
         raise UserError(f"device {device!r} and a device_map contradict each other; give one")
     place = _find(name)
@@ -308,7 +308,8 @@ def _cached_on_hub() -> Iterator[tuple[str, Path]]:
             yield repo.repo_id, Path(config).parent
 
 
-def _check_device(device: str | torch.device) -> None:
+def require_device(device: str | torch.device) -> None:
+    """Raise UserError for a device that torch does not know or does not have here."""
     try:
         kind = torch.device(device).type
     except RuntimeError:

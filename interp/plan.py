@@ -1,7 +1,8 @@
 """What a study or a capture will cost before it runs: operations, bytes, memory, seconds.
 
 Operations and bytes are counted. Seconds are measured here and now, on a few blocks through each
-model and a few steps of each size of SAE, and scaled to the whole.
+model and a few steps of each size of SAE, and scaled to the whole. A device that is not here has
+none.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ _MEMORY_BYTES_PER_TOKEN = 26
 _HALF_RUN = 0.1
 """What the run on half the tokens adds: it branches off the main one before its decay."""
 _MEASURING = 1.25
-"""Matching, nulls and intervals on held-out text, as a share of everything before them."""
+"""Matching, nulls and intervals on held-out text, as a share of everything before them. A CPU does
+them, and beside a GPU their share is not known: there they are left out."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,20 @@ class Cost:
     """Multiplications and additions in matrix products; two per weight and token."""
     n_bytes: int
     """On disk, when it is finished."""
-    seconds: float
+    seconds: float | None
+    """None where nothing was there to measure them on."""
     scratch_bytes: int = 0
     """On disk beside these while it runs."""
     memory_bytes: int = 0
     """At its peak, of the process that does it."""
     n_units: int = 0
     """Pieces that are done, recorded and redone each on its own."""
+    gpu_bytes: int = 0
+    """At its peak, of the GPU's memory, without what stacks of SAEs compute in: up to a quarter of
+    the card."""
+    device: str = "cpu"
+    reason: str | None = None
+    """Why seconds are not there, or not all of them."""
 
 
 def plan_capture(recording: Recording, out: Path) -> Cost:
@@ -96,6 +105,7 @@ def plan_capture(recording: Recording, out: Path) -> Cost:
         flops=per_token * recording.tokens.ids.numel(),
         n_bytes=recording.n_bytes,
         seconds=seconds * origin.n_blocks / n_blocks,
+        device=origin.device,
     )
 
 
@@ -107,8 +117,9 @@ def plan_study(config: StudyConfig) -> list[Cost]:
     config = config.resolved()
     torch.set_num_threads(config.threads)
     costs = []
+    measured = _is_here(config.device)
     for name in (*config.models, *config.loss_only_models):
-        model = load(name)
+        model = load(name, device=config.device if measured else "cpu")
         if name in config.models:
             require_hook_points(config, model)
             speed: dict[tuple[int, str], float] = {}
@@ -130,7 +141,11 @@ def plan_study(config: StudyConfig) -> list[Cost]:
         del model  # one at a time: the next may need the memory
     # What this process has taken by now: libraries, the largest model, steps of every size.
     base = peak_memory_bytes()
-    costs = [replace(cost, memory_bytes=base + cost.memory_bytes) for cost in costs]
+    reason = _reason(config.device)
+    costs = [
+        replace(c, memory_bytes=base + c.memory_bytes, device=config.device, reason=reason)
+        for c in costs
+    ]
     return [*costs, Cost("report", 0.0, _REPORT_BYTES, 10.0, memory_bytes=base, n_units=1)]
 
 
@@ -177,19 +192,22 @@ def _model_cost(
     core = forward_flops(model, last, n_ctx, with_loss=False)
     whole = forward_flops(model, last, n_ctx, with_loss=True)
     flops = core_tokens * core + loss_tokens * whole
-    seconds = core_tokens * _forward_seconds(model, last, n_ctx, with_loss=False)
-    seconds += loss_tokens * _forward_seconds(model, last, n_ctx, with_loss=True)
+    measured = _is_here(config.device)
+    seconds = 0.0
+    if measured:
+        seconds += core_tokens * _forward_seconds(model, last, n_ctx, with_loss=False)
+        seconds += loss_tokens * _forward_seconds(model, last, n_ctx, with_loss=True)
     n_bytes = scratch = training = measuring = 0
     for spot in groups:
         d_sae = spot.d_sae
         kind = (d_sae, spot.architecture)
-        if kind not in speed:
+        if kind not in speed and measured:
             speed[kind] = _sae_seconds(model.d_model, spot, config)
         tokens = _sae_tokens(config, spot, model.d_model)
         weights = 2 * model.d_model * d_sae + model.d_model + d_sae
         weights += d_sae * (spot.architecture != "topk")  # its thresholds
         flops += tokens * (2 * model.d_model * d_sae + 8 * (model.d_model // 8) * model.d_model)
-        seconds += tokens * speed[kind]
+        seconds += tokens * speed.get(kind, 0.0)
         n_runs = config.n_seeds * (1 + config.check_convergence)
         n_bytes += n_runs * (4 * weights + 1_400) + _UNIT_BYTES
         scratch += n_runs * _TRAINING_BYTES_PER_WEIGHT * weights
@@ -202,20 +220,56 @@ def _model_cost(
     chunk = config.chunk_tokens * 4 * model.d_model * copies
     text = int(1.02 * longest_budget(config)) * _MEMORY_BYTES_PER_TOKEN
     n_bytes += len(contextual) * 4 * model.d_model * (model.d_vocab + n_ctx + 1)
-    memory = text + max(training + chunk, measuring)
+    there = max(training + chunk, measuring)
     n_units = 3 + bool(contextual) + len(groups)
-    return Cost(model.name, flops, n_bytes, seconds * _MEASURING, scratch, memory, n_units)
+    if config.device == "cpu":
+        seconds *= _MEASURING
+        return Cost(model.name, flops, n_bytes, seconds, scratch, text + there, n_units)
+    # Chunks are captured into the CPU's memory, and what is counted is counted there. A twin is
+    # made beside its model.
+    captured = config.chunk_tokens * 4 * model.d_model * len(layers)
+    weights = _weight_bytes(model)
+    gpu_bytes = weights + max(there, weights * (control == TWIN))
+    return Cost(
+        model.name, flops, n_bytes, seconds if measured else None, scratch,
+        text + max(captured, measuring), n_units, gpu_bytes,
+    )  # fmt: skip
 
 
 def _loss_cost(config: StudyConfig, model: Model) -> Cost:
     n_ctx, last = min(model.n_ctx, MAX_BLOCK_TOKENS), HookPoint("resid_post", model.n_layers - 1)
     per_token = forward_flops(model, last, n_ctx, with_loss=True)
-    seconds = _forward_seconds(model, last, n_ctx, with_loss=True)
+    seconds = None
+    if _is_here(config.device):
+        seconds = config.loss_tokens * _forward_seconds(model, last, n_ctx, with_loss=True)
     memory = config.loss_tokens * _MEMORY_BYTES_PER_TOKEN
     return Cost(
-        model.name, config.loss_tokens * per_token, 10_000, config.loss_tokens * seconds,
-        memory_bytes=memory, n_units=1,
+        model.name, config.loss_tokens * per_token, 10_000, seconds, memory_bytes=memory, n_units=1,
+        gpu_bytes=0 if config.device == "cpu" else _weight_bytes(model),
     )  # fmt: skip
+
+
+def _weight_bytes(model: Model) -> int:
+    return model.n_params * model.dtype.itemsize
+
+
+def _is_here(device: str) -> bool:
+    """Whether its speed can be measured."""
+    return device == "cpu" or torch.cuda.is_available()
+
+
+def _reason(device: str) -> str | None:
+    if device == "cpu":
+        return None
+    if not _is_here(device):
+        return f"not measured, there is no {device} here"
+    return "without what the CPU does with held-out text, which nobody has timed beside a GPU"
+
+
+def _wait(device: str | torch.device) -> None:
+    """Until all that was begun there is done: only then has it taken its time."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _sae_tokens(config: StudyConfig, spot: Spot, d_model: int) -> float:
@@ -233,14 +287,15 @@ def _forward_seconds(model: Model, last: HookPoint, n_ctx: int, *, with_loss: bo
 
     def run(n_blocks: int) -> None:
         run_blocks(model, ids[:n_blocks], {last: lambda value: None}, with_loss=with_loss)
+        _wait(model.device)
 
     n_blocks, seconds = _probe(run, 1, len(ids))
     return seconds / (n_blocks * n_ctx)
 
 
 def _sae_seconds(d_in: int, spot: Spot, config: StudyConfig) -> float:
-    """Per token and SAE, trained as many at once as the study does."""
-    n_saes = min(config.n_seeds, config.threads)
+    """Per token and SAE, trained as many at once as the study does: on a GPU a stack of seeds."""
+    n_saes = min(config.n_seeds, config.threads) if config.device == "cpu" else config.n_seeds
     x = torch.randn(16_384, d_in, generator=torch.Generator().manual_seed(0))
 
     def run(n_rows: int) -> None:
@@ -258,7 +313,8 @@ def _sae_seconds(d_in: int, spot: Spot, config: StudyConfig) -> float:
             for seed in range(n_saes)
         ]
         stream = ({"resid": rows} for rows in x[:n_rows].split(8_192))
-        saes.train(stream, configs, workers=config.threads)
+        saes.train(stream, configs, workers=config.threads, device=config.device)
+        _wait(config.device)
 
     run(2_048)  # compiles
     n_rows, seconds = _probe(run, 4_096, len(x))

@@ -87,6 +87,7 @@ AFTERWARDS = {
     "python_labels.py",
     "ray_executor.py",
     "recording.py",
+    "resources.py",
     "run.py",
     "sae_counts.py",
     "sae_evaluation.py",

@@ -16,6 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from interp import resources
 from interp.config import StudyConfig
 from interp.corpora import Corpus, load_text
 from interp.errors import UserError
@@ -64,14 +67,12 @@ class RayExecutor:
                     f"no Ray cluster at {config.address!r} ({_line(error)}); start one with `ray "
                     "start --head`, or leave --address out to run on this machine"
                 ) from None
-        most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]),
-                   default=0)  # fmt: skip
-        if most < config.threads:
+        needs = resources.needs(config)
+        try:
+            resources.require(needs, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        except UserError:
             self.close()
-            raise UserError(
-                f"a unit takes {config.threads} threads and no machine of the Ray cluster has more "
-                f"than {most:.0f} CPUs; use fewer --threads"
-            )
+            raise
         # Told to every worker once: its process keeps text and model for the units after.
         told = {
             "config": config.model_dump(mode="json"),
@@ -83,9 +84,11 @@ class RayExecutor:
         self._job = ray.put(json.dumps(told))
         # Libraries read these when they are imported, before a unit can set its threads.
         read = {"OMP_NUM_THREADS": str(config.threads), "TOKENIZERS_PARALLELISM": "false"}
+        # Ray ends a worker that had a GPU after its unit, so the next one may get another card.
         self._task = ray.remote(
-            num_cpus=config.threads, max_retries=RETRIES, runtime_env={"env_vars": read}
-        )(_do)
+            num_cpus=needs["CPU"], num_gpus=needs["GPU"],
+            max_retries=RETRIES, runtime_env={"env_vars": read},
+        )(_do)  # fmt: skip
         self._running: dict[Any, Unit] = {}
 
     def submit(self, unit: Unit) -> None:
@@ -134,6 +137,11 @@ def _worker(job: str) -> Worker:
     with contextlib.suppress(OSError):  # names of models and text may be relative to it
         os.chdir(told["folder"])
     config = StudyConfig.model_validate(told["config"])
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"a worker has a GPU of Ray's and its torch {torch.__version__} finds none; install "
+            "torch's CUDA build on every machine"
+        )
     corpus = load_text(config.text)
     here = provenance(corpus.sha256)
     for key, there in told["provenance"].items():

@@ -28,7 +28,7 @@ CONTROLS = (TWIN, SHUFFLED, GAUSSIAN)
 MAY_GROW = ("models", "twins", "shuffled", "gaussian", "loss_only_models", "n_seeds",
             "d_sae_per_d_model", "other_k_rules", "other_architectures")  # fmt: skip
 """More of these leave what was measured as it is, and add units of their own."""
-NO_RESULT = ("executor", "address", "max_memory_gb", "max_disk_gb", "max_hours")
+NO_RESULT = ("executor", "address", "units_per_gpu", "max_memory_gb", "max_disk_gb", "max_hours")
 """Fields that say where and whether a study runs, not what comes out."""
 HEADLINE_FIGURE = "packing_against_loss"
 
@@ -47,7 +47,8 @@ class RunFolder:
     def claim(self, config: StudyConfig, *, redo: bool = False) -> StudyConfig:
         """Make the folder this study's, or confirm that it is. Returns the config it runs under.
 
-        A run that is being resumed keeps the thread count it began with. The same study with more
+        A run that is being resumed keeps the threads and device it began with, where `config`
+        leaves them to the machine. The same study with more
         models or seeds is taken too: what is measured stays, and the caller writes the config with
         the results. With `redo` any other study is taken, and the folder is that study's from now.
         Raises UserError when the folder holds another study or someone else's files; nothing is
@@ -56,9 +57,9 @@ class RunFolder:
         path = self.root / CONFIG
         if path.exists():
             held = read_config(path)
-            wanted = (
-                config if config.threads else config.model_copy(update={"threads": held.threads})
-            )
+            asked = {"threads": config.threads, "device": config.device}
+            left_open = [field for field, value in asked.items() if value in (0, "auto")]
+            wanted = config.model_copy(update={name: getattr(held, name) for name in left_open})
             differing = [
                 field
                 for field in StudyConfig.model_fields

@@ -28,7 +28,7 @@ def evaluate_sae(
     `hook_point`: where the SAE reads and writes; None: what its file says. Raises UserError where
     neither says, and for an SAE of another width than the model's or whose training diverged.
     """
-    sae = load(path)
+    sae = load(path).to(model.device)
     point = hook_point or hook_name(path)
     if point is None:
         raise UserError(f"{path}: says no hook point; give --hook-point")
@@ -40,7 +40,7 @@ def evaluate_sae(
 
     def rows() -> Iterator[Tensor]:
         for chunk in capture(model, tokens, point):
-            yield next(iter(chunk.acts.values()))[chunk.keep]
+            yield next(iter(chunk.acts.values()))[chunk.keep].to(model.device)
 
     def reconstruct(x: Tensor, token_ids: Tensor, positions: Tensor) -> Tensor:
         return sae(x)

@@ -24,7 +24,7 @@ Reconstruct = Callable[
     ],
     Float[Tensor, "token d_model"],
 ]
-"""(acts, token_ids, positions) -> acts as a dictionary rebuilds them."""
+"""(acts, token_ids, positions) -> acts as a dictionary rebuilds them, on the model's device."""
 
 
 MIN_GAP_NATS = 0.02
@@ -82,26 +82,26 @@ def ce_loss_recovered(
         )
 
     instead = torch.zeros(model.d_model, dtype=torch.float64)
+    device = model.device
     if ablation == "mean":
         n_rows = 0
         for chunk in chunks(with_loss=False):
             instead += chunk.acts[name][chunk.keep].sum(0, dtype=torch.float64)
             n_rows += int(chunk.keep.sum())
         instead /= max(n_rows, 1)
+    instead = instead.to(device)
 
     clean = sae = ablated = 0.0
     n_tokens = 0
     for chunk in chunks(with_loss=True):
-        acts, keep = chunk.acts[name], chunk.keep
+        # Chunks are on the CPU; from here to the losses all is where the model is.
+        acts, keep = chunk.acts[name].to(device), chunk.keep.to(device)
+        ids, positions = (x.to(device)[keep].long() for x in (chunk.token_ids, chunk.positions))
         rebuilt = acts.clone()
-        rebuilt[keep] = reconstruct(
-            acts[keep], chunk.token_ids[keep].long(), chunk.positions[keep].long()
-        ).to(acts.dtype)
+        rebuilt[keep] = reconstruct(acts[keep], ids, positions).to(acts.dtype)
         emptied = acts.clone()
         emptied[keep] = (
-            ablation(acts[keep], chunk.token_ids[keep].long(), chunk.positions[keep].long())
-            if callable(ablation)
-            else instead
+            ablation(acts[keep], ids, positions) if callable(ablation) else instead
         ).to(acts.dtype)
         assert chunk.nll is not None
         clean += _sum(chunk.nll[chunk.is_target])

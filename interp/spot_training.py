@@ -121,6 +121,7 @@ class SpotTraining:
             checkpoint_dir=checkpoints,
             checkpoint_seconds=CHECKPOINT_SECONDS,
             workers=self.config.threads,
+            device=self.config.device,
         )
         self.progress.finish(sum(c.n_tokens * cost[c.name] for c in configs))
         return result

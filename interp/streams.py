@@ -30,6 +30,8 @@ class Streams:
     """Token and position means by layer, for the contextual streams."""
     gaussians: Mapping[str, MatchedGaussian] = field(default_factory=dict)
     """By stream: noise of its moments instead of its rows. Empty: the rows."""
+    device: str = "cpu"
+    """Where rows come out, and where the means are. Captured chunks are on the CPU."""
 
     def rows(self, chunks: Iterable[Chunk], spots: Iterable[Spot], *, seed: int) -> Iterator[Rows]:
         """The kept rows of every chunk, for every stream that the spots read.
@@ -45,8 +47,14 @@ class Streams:
                 if gaussian is None:
                     out[spot.stream] = self._captured(chunk, spot)
                 else:
-                    out[spot.stream] = gaussian.sample(int(chunk.keep.sum()), generator)
+                    noise = gaussian.sample(int(chunk.keep.sum()), generator)
+                    out[spot.stream] = noise.to(self.device)
             yield out
+
+    def to(self, device: str) -> Streams:
+        """The same rows on another device; noise is drawn on the CPU whatever the device."""
+        means = {layer: one.to(device) for layer, one in self.means.items()}
+        return Streams(means, self.gaussians, device)
 
     def with_gaussians(self, chunks: Iterable[Chunk], spots: Iterable[Spot]) -> Streams:
         """The control: rows replaced by noise with the mean and covariance that `chunks` show."""
@@ -54,12 +62,16 @@ class Streams:
         fitters = {spot.stream: GaussianFitter() for spot in wanted}
         for chunk in chunks:
             for spot in wanted:
-                fitters[spot.stream].update(self._captured(chunk, spot))
-        return Streams(self.means, {stream: fitter.fit() for stream, fitter in fitters.items()})
+                # Summed in double precision on the CPU, where GPUs are slow and orders vary.
+                fitters[spot.stream].update(self._captured(chunk, spot).cpu())
+        gaussians = {stream: fitter.fit() for stream, fitter in fitters.items()}
+        return Streams(self.means, gaussians, self.device)
 
     def _captured(self, chunk: Chunk, spot: Spot) -> Float[Tensor, "row d_model"]:
-        keep = chunk.keep
-        x = chunk.acts[spot.hook_point][keep]
+        keep = chunk.keep.to(self.device)
+        # The whole chunk crosses, and is thinned out there: it lies in page-locked memory.
+        x = chunk.acts[spot.hook_point].to(self.device)[keep]
         if spot.about == "all":
             return x
-        return self.means[spot.layer].residual(x, chunk.token_ids[keep], chunk.positions[keep])
+        ids, positions = (y.to(self.device)[keep] for y in (chunk.token_ids, chunk.positions))
+        return self.means[spot.layer].residual(x, ids, positions)

@@ -19,7 +19,7 @@ from interp.corpora import Corpus, load_text
 from interp.errors import UserError
 from interp.executor import Executor, Failure, LocalExecutor, Worker, run_units
 from interp.graph import Graph
-from interp.models import load
+from interp.models import load, require_device
 from interp.progress import Progress
 from interp.provenance import provenance
 from interp.run import Run, RunFolder, open_run, write_text
@@ -52,11 +52,13 @@ def run_study(
     Raises StudyFailedError where no model could be measured.
     """
     folder = RunFolder(Path(out))
+    _check_device(config)
     corpus = load_text(config.text)
     sources = _check_models(config, corpus)
     config = folder.claim(config, redo=redo)
     with durable.only_writer(folder.root):
         config = folder.claim(config, redo=redo)  # again: a study begun at the same moment
+        _check_device(config)  # of a study begun elsewhere, where `auto` found another
         torch.set_num_threads(config.threads)
         graph = Graph(config, folder, sources)
         if redo:
@@ -85,6 +87,12 @@ def _executors(config: StudyConfig) -> Executors:
 
         return RayExecutor
     return lambda graph, corpus, progress: LocalExecutor(Worker(graph, corpus, progress))
+
+
+def _check_device(config: StudyConfig) -> None:
+    """In this process; elsewhere it is asked where the units run."""
+    if config.executor == "local" and config.device != "auto":
+        require_device(config.device)
 
 
 def _check_models(config: StudyConfig, corpus: Corpus) -> Sources:

@@ -13,8 +13,8 @@ All but loss follow one another; rows of different spots do not wait for one ano
 
 A unit's record is written when its artifacts are whole: the inputs that determined them, and their
 hashes. Inputs are settings and hashes of artifacts read, never times or places, so a unit is done
-wherever its folder is. A group of SAEs may grow: an SAE's bits do not depend on its companions, so
-new seeds, sizes and rules for k are trained alone and the others stay.
+wherever its folder is. A group of SAEs may grow: an SAE's bits do not depend on its companions (on
+a GPU the last ones do), so new seeds, sizes and rules for k are trained alone and the others stay.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ class Record:
     seconds: float
     """Of the last sitting."""
     cpu: str
+    """What it ran on: the CPU's name, and the GPU's behind it where there was one."""
     threads: int
     peak_memory_bytes: int = 0
     """Of the process, whatever it did before."""

@@ -26,6 +26,10 @@ class SparseActs(NamedTuple):
     values: Float[Tensor, "token k"]
     """Their activations, >= 0."""
 
+    def to(self, device: torch.device | str) -> SparseActs:
+        """The same on another device."""
+        return SparseActs(self.indices.to(device), self.values.to(device))
+
 
 class SAE:
     """h = (x - b_dec) W_enc + b_enc; z = f(h); x_hat = z W_dec + b_dec.

@@ -192,6 +192,18 @@ def test_files_round_trip_and_damage_is_refused(tmp_path: Path) -> None:
         ContextualMeans.load(tmp_path / "absent")
 
 
+def test_the_same_means_are_the_same_bytes(tmp_path: Path) -> None:
+    """The hash of this file is an input of all that is trained on the stream."""
+    means = fit(*draw(500, noise=0.5))
+    found = set()
+    for i in range(6):  # safetensors alone: six keys in 720 orders
+        means.save(tmp_path / f"{i}.safetensors")
+        found.add((tmp_path / f"{i}.safetensors").read_bytes())
+    assert len(found) == 1
+    assert int.from_bytes(found.pop()[:8], "little") % 8 == 0
+    assert ContextualMeans.load(tmp_path / "0.safetensors").n_tokens == means.n_tokens
+
+
 def test_too_little_data_is_refused() -> None:
     fitter = ContextualFitter(V, P, D)
     with pytest.raises(UserError, match="at least 2 tokens"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_study import tiny_study
 
 from interp import ray_executor
 from interp.config import StudyConfig
+from interp.corpora import load_text
 from interp.errors import UserError
 from interp.executor import Failure
 from interp.graph import Graph
+from interp.progress import Progress
 from interp.run import Run, RunFolder
 from interp.sources import Sources
 from interp.study import run_study
@@ -165,6 +169,70 @@ def test_a_unit_wider_than_every_machine_is_refused(
         run_study(wide, tmp_path / "ray", quiet=True)
 
 
+def _tells(job: str, unit: Unit) -> Failure | None:
+    """In place of a unit: what Ray gave it, and when."""
+    began = time.time()
+    time.sleep(1.0)
+    given = ray.get_runtime_context().get_assigned_resources()
+    cards = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    told = {"given": given, "cards": cards, "began": began, "ended": time.time()}
+    return Failure(unit, json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "at_once"),
+    [
+        ({"device": "cuda"}, {"CPU": 1.0, "GPU": 1.0}, 2),
+        ({"device": "cuda", "units_per_gpu": 2}, {"CPU": 1.0, "GPU": 0.5}, 4),
+        ({}, {"CPU": 1.0}, 6),
+    ],
+)
+def test_a_unit_is_given_the_gpu_that_it_asks_for(
+    cluster: Any,
+    config: StudyConfig,
+    local: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: dict[str, Any],
+    given: dict[str, float],
+    at_once: int,
+) -> None:
+    """A machine of 6 CPUs that says it has 2 GPUs; nothing is computed on them."""
+    cluster.add_node(num_cpus=5, num_gpus=2)
+    sources = Sources.read(RunFolder(local.path))
+    assert sources is not None
+    monkeypatch.setattr(ray_executor, "_do", _by_value(_tells))
+    here = on(cluster, config).model_copy(update=asked)
+    graph = Graph(here, RunFolder(tmp_path), sources)
+    executor = ray_executor.RayExecutor(graph, load_text(config.text), Progress(1.0, quiet=True))
+    units = graph.units[:6]
+    try:
+        for unit in units:
+            executor.submit(unit)
+        found = [executor.next()[1] for _ in units]
+    finally:
+        executor.close()
+    told = [json.loads(one.error) for one in found if one is not None]
+    assert [one["given"] for one in told] == [given] * 6
+    cards = {one["cards"] for one in told}
+    assert cards <= {"0", "1"} if "GPU" in given else cards == {""}
+    for one in told:
+        beside = [o for o in told if o["began"] <= one["began"] < o["ended"]]
+        assert len(beside) <= at_once
+        if given.get("GPU") == 1:
+            assert len({o["cards"] for o in beside}) == len(beside), "a card of its own"
+
+
+def test_a_cluster_without_gpus_is_one_line(
+    cluster: Any, config: StudyConfig, tmp_path: Path
+) -> None:
+    """The process that starts the study needs none itself."""
+    there = on(cluster, config).model_copy(update={"device": "cuda"})
+    with pytest.raises(UserError, match="takes a GPU and no machine of the Ray cluster has one"):
+        run_study(there, tmp_path / "ray", quiet=True)
+    assert not ray.is_initialized()
+
+
 def test_without_an_address_a_cluster_of_its_own_is_started(
     config: StudyConfig, local: Run, tmp_path: Path
 ) -> None:
@@ -185,7 +253,6 @@ def test_a_worker_of_another_version_is_refused(
     config: StudyConfig, local: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a cluster: what the worker's side says."""
-    import json
     from dataclasses import asdict
 
     from interp import provenance
@@ -204,6 +271,11 @@ def test_a_worker_of_another_version_is_refused(
     failure = ray_executor._do(json.dumps(job), unit)
     assert failure is not None
     assert "the driver 1.0; install the same everywhere" in failure.error
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    blind = job | {"config": config.model_dump(mode="json") | {"device": "cuda"}}
+    failure = ray_executor._do(json.dumps(blind), unit)
+    assert failure is not None
+    assert f"its torch {torch.__version__} finds none" in failure.error
     job["provenance"] = provenance.provenance(sources.text_sha256)
     assert ray_executor._do(json.dumps(job), unit) is None
     assert not running_file(RunFolder(local.path), unit).exists()
