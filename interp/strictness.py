@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interp.reproducibility import Reproducibility, reproducible_estimate
 from saes.latent_set import LatentSet
+from saes.matching import MIN_CORRELATION
 
 COSINES = (0.6, 0.7, 0.8, 0.9)
 """Least cosines of decoder rows, in place of the one that the null sets."""
@@ -49,7 +50,7 @@ def by_strictness(
             x_held,
             k=k,
             threshold=at if by == "cosine" else calibrated,
-            **({"min_correlation": at} if by == "correlation" else {}),
+            min_correlation=at if by == "correlation" else MIN_CORRELATION,
             generator=torch.Generator().manual_seed(seed),
         )
         yield quantity_of(by, at), found

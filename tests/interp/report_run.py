@@ -61,7 +61,17 @@ def packing_record(width: int, layer: int = 1, about: str = "contextual") -> dic
             }
         ]
     reason = "undertrained" if unconverged else "censored at D" if censored else None
+    looked_at: dict[str, Any] = {}
+    if layer == 1:
+        looked_at["token_identity"] = token_identity(about)
+        for control in controls:
+            control["token_identity"] = token_identity(about, "random_init")
+    if layer == 1 and about == "contextual":
+        looked_at["strictness"] = strictness(per_dim * width, 0.74)
+        for control in controls:
+            control["strictness"] = strictness(TWIN[width] * width, 0.7)
     return {
+        **looked_at,
         "model": f"ladder/d{width:03d}",
         "layer": layer,
         "layer_fraction": (layer + 1) / 4,
@@ -86,6 +96,41 @@ def packing_record(width: int, layer: int = 1, about: str = "contextual") -> dic
         "reason": reason,
         "calibration": "uncalibrated",
     }
+
+
+def token_identity(about: str, control: str = "trained") -> dict[str, Any]:
+    """Half of the classes of the raw stream detect a token, three in four of its twin's."""
+    share = {("all", "trained"): 0.5, ("all", "random_init"): 0.75}.get((about, control), 0.0)
+    n = 0 if (about, control) == ("contextual", "random_init") else 40
+    known = {"value": share, "ci_low": share / 2, "ci_high": min(1.0, 1.5 * share)} if n else {}
+    return {
+        "n_classes": n,
+        "bits": 8 * (1 - share) if n else None,
+        "all_bits": 8.3,
+        "relative": {"value": 0.95 - share, "ci_low": 0.9 - share, "ci_high": 1.0 - share}
+        if n
+        else {},
+        "detectors": known,
+        "reason": None if n else "no reproducible class",
+    }
+
+
+def strictness(value: float, calibrated: float) -> list[dict[str, Any]]:
+    """A count that falls with either threshold; chance matches at the loosest cosine alone."""
+    settings = [("cosine", at) for at in (0.6, 0.7, calibrated, 0.8, 0.9)]
+    settings += [("correlation", at) for at in (0.3, 0.4, 0.5, 0.6, 0.7)]
+    found = []
+    for by, at in dict.fromkeys(settings):
+        headline = at == (calibrated if by == "cosine" else 0.5)
+        scale = 1.0 if headline else 1.8 - at if by == "cosine" else 1.5 - at
+        ends = {
+            "value": value * scale,
+            "ci_low": 0.9 * value * scale,
+            "ci_high": 1.1 * value * scale,
+        }
+        null = 6.0 if at == 0.6 and by == "cosine" else 0.0
+        found.append({"by": by, "at": at, "headline": headline, **ends, "null": null})
+    return found
 
 
 def overlaps() -> dict[str, Any]:
