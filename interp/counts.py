@@ -206,6 +206,8 @@ def _token_identity(cell: _Cell, n_classes: int) -> dict[str, Any]:
         "all_bits": cell.get("token_entropy_all_bits"),
         "relative": cell.interval("token_entropy_relative"),
         "detectors": cell.interval("token_detectors"),
+        "explained": cell.interval("token_explained"),
+        "explained_by_position": cell.interval("position_explained"),
         "reason": cell.note("token_detectors"),
     }
 

@@ -48,6 +48,8 @@ class HeldOut:
 
     x: Float[Tensor, "token d_model"]
     token_ids: Int[Tensor, " token"]
+    positions: Int[Tensor, " token"]
+    """In their blocks."""
     doc_ids: Int[Tensor, " token"]
     dropped_fraction: float
 
@@ -56,16 +58,16 @@ class HeldOut:
         cls, model: Model, blocks: TokenBlocks, spot: Spot, streams: Streams, *, seed: int = 0
     ) -> HeldOut:
         """Capture the spot's stream; `seed` is that of the Gaussian control's noise."""
-        parts, ids, docs, kept, real = [], [], [], 0, 0
+        parts, columns, kept, real = [], [], 0, 0
         # The rows of training are others even where they are noise.
         chunks, again = tee(capture(model, blocks, spot.hook_point))
         for chunk, rows in zip(chunks, streams.rows(again, [spot], seed=~seed), strict=True):
             parts.append(rows[spot.stream])
-            ids.append(chunk.token_ids[chunk.keep])
-            docs.append(chunk.doc_ids[chunk.keep])
+            of_tokens = (chunk.token_ids, chunk.positions, chunk.doc_ids)
+            columns.append(torch.stack([x[chunk.keep].long() for x in of_tokens]))
             kept += int(chunk.keep.sum())
             real += int((chunk.doc_ids >= 0).sum())
-        return cls(torch.cat(parts), torch.cat(ids), torch.cat(docs), 1 - kept / max(real, 1))
+        return cls(torch.cat(parts), *torch.cat(columns, dim=1), 1 - kept / max(real, 1))
 
 
 def pilot_rows(pilot: Mapping[str, Any]) -> list[Row]:
@@ -221,17 +223,23 @@ def _behind(found: Reproducibility) -> list[Row]:
 def _token_rows(
     latents: list[LatentSet], found: Reproducibility, held: HeldOut, seed: int
 ) -> list[Row]:
-    """Whether the classes that were counted only name the current token."""
-    generator = torch.Generator().manual_seed(seed)
-    classes = found.count.classes
-    identity = token_identity(latents, classes, held.token_ids, held.doc_ids, generator=generator)
+    """Whether the classes that were counted only name the current token, or its position."""
+    identity = token_identity(
+        latents,
+        found.count.classes,
+        held.token_ids,
+        held.positions,
+        held.doc_ids,
+        generator=torch.Generator().manual_seed(seed),
+    )
     facts = {
-        "token_entropy_classes": float(len(classes)),
+        "token_entropy_classes": float(len(identity.bits)),
         "token_entropy_all_bits": identity.all_bits,
-        "token_entropy_bits": float(np.median(identity.bits)) if len(classes) else None,
+        "token_entropy_bits": float(np.median(identity.bits)) if len(identity.bits) else None,
     }
     return [
-        *(_estimate_row(estimate) for estimate in (identity.relative, identity.detectors)),
+        *map(_estimate_row, (identity.relative, identity.detectors)),
+        *map(_estimate_row, (identity.explained, identity.explained_by_place)),
         *({"quantity": q, "value": v} for q, v in facts.items()),
     ]
 

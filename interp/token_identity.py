@@ -1,8 +1,12 @@
-"""Do reproducible latents only name the current token? The entropy of the token where they fire.
+"""Do reproducible latents only name the current token? Token and firing, told from one another.
 
-A class that fires on one token alone has 0 bits, one that ignores the token as many as positions
-drawn at random. Source: Heap et al., arXiv 2501.17727, who call it token distribution entropy and
-find it low where SAEs were trained on a random transformer.
+Two ways round, for they differ. The entropy of the token where a class fires: 0 bits for a class of
+one token, as many as random positions have for one that ignores the token. And how far the token
+decides whether the class fires: a class of a hundred tokens, firing on each occurrence of them and
+nowhere else, has a large entropy and is a function of the token all the same. In a small dictionary
+on raw activations most are of that kind. The same is asked of the token's place in its block, the
+other thing that an untrained network carries.
+Source: Heap et al., arXiv 2501.17727, for the first (token distribution entropy).
 """
 
 from __future__ import annotations
@@ -43,6 +47,8 @@ class TokenIdentity:
     """Entropy of the token's identity given that the class fires."""
     random_bits: Float[np.ndarray, " class"]
     """The same of as many held-out positions, drawn at random: the ceiling at that number."""
+    explained_share: Float[np.ndarray, " class"]
+    """Of the uncertainty about firing, by the token: 0 at random positions, 1 where it decides."""
     all_bits: float
     """Of all held-out positions: the ceiling of a class that always fires."""
     relative: Estimate
@@ -50,6 +56,19 @@ class TokenIdentity:
     token, near 1 they fire whatever it is."""
     detectors: Estimate
     """`token_detectors`: share of classes with less than DETECTOR_BITS."""
+    explained: Estimate
+    """`token_explained`: median over classes of `explained_share`."""
+    explained_by_place: Estimate
+    """`position_explained`: the same with the place in the block instead of the token."""
+
+
+class RandomPositions(NamedTuple):
+    """What n positions drawn without replacement give in expectation, by n from 0 to all."""
+
+    bits: Float[np.ndarray, " n"]
+    """`entropy_bits`."""
+    explained: Float[np.ndarray, " n"]
+    """`explained_by_token`."""
 
 
 def entropy_bits(
@@ -70,49 +89,71 @@ def entropy_bits(
     return _miller_madow(n, s, kinds)
 
 
-def random_entropy_bits(
+def explained_by_token(
+    counts: Float[np.ndarray, " kind *sample"],
+    held: Float[np.ndarray, " kind *sample"],
+    starts: Int[np.ndarray, " group"],
+    n_positions: float | Float[np.ndarray, " *sample"],
+) -> Float[np.ndarray, " group *sample"]:
+    """1 - H(fires | token) / H(fires): the share of the uncertainty that the token removes.
+
+    counts: firings on each kind of token that a latent fires on; held: positions that have it. NaN
+    for a latent that fires nowhere, or everywhere. Theil's uncertainty coefficient.
+    """
+    n, given_token = (
+        np.add.reduceat(part, starts, axis=0) for part in (counts, _uncertainty(counts, held))
+    )
+    return _explained(given_token, n, n_positions)
+
+
+def random_positions(
     token_ids: Int[np.ndarray, " position"],
     *,
     generator: torch.Generator,
     n_shuffles: int = N_SHUFFLES,
-) -> Float[np.ndarray, " n"]:
-    """`entropy_bits` of n positions drawn without replacement, for every n from 0 to all.
+) -> RandomPositions:
+    """Entropy and explained share of positions drawn at random, for every number of them.
 
     Mean over shuffles; one shuffle gives every n at once, because each further position adds to
-    sum c log c what the earlier ones of its token decide. One draw of 50 from a skewed text spreads
-    by a third of a bit, so 64 of them by 0.04.
+    sums over tokens what the earlier ones of its token decide. One draw of 50 from a skewed text
+    spreads by a third of a bit, so 64 of them by 0.04.
     """
     _, tokens = np.unique(token_ids, return_inverse=True)
     # Sixteen bits, where that is enough, are sorted in two passes.
     tokens = tokens.astype(np.min_scalar_type(int(tokens.max())))
     lengths = np.bincount(tokens)
     first = np.cumsum(lengths) - lengths
-    n = np.arange(1, len(tokens) + 1)
-    total = np.zeros(len(n))
+    n = np.arange(1.0, len(tokens) + 1)
+    bits, explained = np.zeros((2, len(n)))
     for _ in range(n_shuffles):
         drawn = tokens[torch.randperm(len(tokens), generator=generator).numpy()]
         order = np.argsort(drawn, kind="stable")
-        earlier = np.empty(len(drawn))
+        earlier, held = np.empty((2, len(drawn)))
         earlier[order] = np.arange(len(drawn)) - np.repeat(first, lengths)
+        held[order] = np.repeat(lengths, lengths)
         gained = _count_log_count(earlier + 1) - _count_log_count(earlier)
-        total += _miller_madow(n, np.cumsum(gained), np.cumsum(earlier == 0))
-    return np.concatenate([[np.nan], total / n_shuffles])
+        bits += _miller_madow(n, np.cumsum(gained), np.cumsum(earlier == 0))
+        gained = _uncertainty(earlier + 1, held) - _uncertainty(earlier, held)
+        explained += _explained(np.cumsum(gained), n, len(drawn))
+    return RandomPositions(*(np.concatenate([[np.nan], x / n_shuffles]) for x in (bits, explained)))
 
 
 def token_identity(
     dicts: Sequence[LatentSet],
     classes: Int[np.ndarray, "class seed"],
     token_ids: Int[Tensor, " token"],
+    places: Int[Tensor, " token"],
     doc_ids: Int[Tensor, " token"],
     *,
     generator: torch.Generator,
     n_bootstrap: int = 50,
 ) -> TokenIdentity:
-    """Entropy of the token where each class fires, beside that of random positions.
+    """How token and firing tell of one another in each class, beside random positions.
 
-    dicts, classes: what `reproducible` was given and what it found, on the tokens named here. The
-    activations of merged duplicates are their absorber's. A latent that counts has fired on
-    MIN_FIRES tokens or more, which bounds what few firings can do to an entropy.
+    dicts, classes: what `reproducible` was given and what it found, on the tokens named here;
+    places: of those tokens in their blocks. The activations of merged duplicates are their
+    absorber's. A latent that counts has fired on MIN_FIRES tokens or more, which bounds what few
+    firings can do to an entropy.
 
     Intervals: value -+ t * sqrt(v_seeds + v_documents), as in `reproducible_estimate`. v_seeds:
     delete-one jackknife over seeds, classes keeping their other members and going with fewer than
@@ -121,106 +162,153 @@ def token_identity(
     """
     n_seeds, d_sae = len(dicts), dicts[0].d_sae
     _, token = np.unique(np.asarray(token_ids), return_inverse=True)
+    _, place = np.unique(np.asarray(places), return_inverse=True)
     _, doc = np.unique(np.asarray(doc_ids), return_inverse=True)
     n_docs = int(doc.max()) + 1
-    ceiling = random_entropy_bits(token, generator=generator)
+    by_chance = random_positions(token, generator=generator)
+    places_by_chance = random_positions(place, generator=generator)
     drawn = document_weights(n_docs, n_bootstrap, generator=generator)
     # The documents as they are stand first, before the resampled ones.
     weights = np.column_stack([np.ones(n_docs), *drawn])
-    members = _Members(*np.full((2, *classes.shape, weights.shape[1]), np.nan))
+    members = _Members(*np.full((4, *classes.shape, weights.shape[1]), np.nan))
     for seed, found in enumerate(map(merge_duplicates, dicts)):
         mine = classes[:, seed] >= 0
         z = activation_matrix(found.acts, d_sae)[:, classes[mine, seed]]
-        members.bits[mine, seed], n = _entropies(z, token, doc, weights)
-        members.random[mine, seed] = ceiling[np.minimum(n, len(token)).astype(np.int64)]
-    bits, random = members.by_class(range(n_seeds))
+        fires, members.bits[mine, seed], explained = _by_latent(z, token, doc, weights)
+        # A sample of the longest documents can have more positions than the text.
+        n = np.minimum(fires, len(token)).astype(np.int64)
+        members.random[mine, seed] = by_chance.bits[n]
+        members.by_token[mine, seed] = _adjusted(explained, by_chance.explained[n])
+        _, _, explained = _by_latent(z, place, doc, weights)
+        members.by_place[mine, seed] = _adjusted(explained, places_by_chance.explained[n])
+    whole = members.by_class(range(n_seeds))
     blank = Estimate("", None, n_tokens=len(token), n_seeds=n_seeds, d_sae=d_sae)
     return TokenIdentity(
-        bits=bits[:, 0],
-        random_bits=random[:, 0],
-        all_bits=float(ceiling[-1]),
+        bits=whole.bits[:, 0],
+        random_bits=whole.random[:, 0],
+        explained_share=whole.by_token[:, 0],
+        all_bits=float(by_chance.bits[-1]),
         relative=_estimate(
             replace(blank, estimator="token_entropy_relative"),
             members,
-            lambda bits, random: float(np.median(bits / random)),
+            lambda of: float(np.median(of.bits / of.random)),
         ),
         detectors=_estimate(
             replace(blank, estimator="token_detectors"),
             members,
-            lambda bits, _: float(np.mean(bits < DETECTOR_BITS)),
+            lambda of: float(np.mean(of.bits < DETECTOR_BITS)),
+        ),
+        explained=_estimate(
+            replace(blank, estimator="token_explained"),
+            members,
+            lambda of: float(np.median(of.by_token)),
+        ),
+        explained_by_place=_estimate(
+            replace(blank, estimator="position_explained"),
+            members,
+            lambda of: float(np.median(of.by_place)),
         ),
     )
 
 
 class _Members(NamedTuple):
-    """Of every latent in a class and every sample of documents; NaN where there is none."""
+    """Of every latent in a class and every sample of documents; NaN where there is none.
 
-    bits: Float[np.ndarray, "class seed sample"]
-    random: Float[np.ndarray, "class seed sample"]
+    The same of whole classes, [class sample], and of the classes of one sample, [class].
+    """
 
-    def by_class(
-        self, seeds: Sequence[int]
-    ) -> tuple[Float[np.ndarray, "class sample"], Float[np.ndarray, "class sample"]]:
+    bits: Float[np.ndarray, " class *seed_sample"]
+    random: Float[np.ndarray, " class *seed_sample"]
+    by_token: Float[np.ndarray, " class *seed_sample"]
+    by_place: Float[np.ndarray, " class *seed_sample"]
+
+    def by_class(self, seeds: Sequence[int]) -> _Members:
         """Means over the given seeds, of the classes that two of them hold."""
         fired = ~np.isnan(self.bits[:, seeds])
         kept = fired[..., 0].sum(axis=1) >= 2
         n = fired[kept].sum(axis=1)
         with np.errstate(invalid="ignore"):  # a class that fired in no document of a sample
-            bits, random = (np.nansum(part[:, seeds][kept], axis=1) / n for part in self)
-        return bits, random
+            return _Members(*(np.nansum(part[:, seeds][kept], axis=1) / n for part in self))
+
+    def sample(self, number: int) -> _Members:
+        """The classes that fired in one sample."""
+        fired = ~np.isnan(self.bits[:, number])
+        return _Members(*(part[fired, number] for part in self))
 
 
-def _entropies(
+def _by_latent(
     z: sp.csc_array,
-    token: Int[np.ndarray, " token"],
+    kind: Int[np.ndarray, " token"],
     doc: Int[np.ndarray, " token"],
     weights: Float[np.ndarray, "doc sample"],
-) -> tuple[Float[np.ndarray, "latent sample"], Float[np.ndarray, "latent sample"]]:
-    """Entropy of the tokens of each column of z, and its firings, in each sample of documents."""
-    fires, n_kinds = np.diff(z.indptr), int(token.max()) + 1
-    bits, n = np.empty((2, len(fires), weights.shape[1]))
+) -> Float[np.ndarray, "3 latent sample"]:
+    """Of each column of z in each sample of documents: firings; of the kind of position, entropy
+    and explained share."""
+    fires, n_kinds = np.diff(z.indptr), int(kind.max()) + 1
+    shape = (n_kinds, len(weights))
+    positions = sp.csr_array((np.ones(len(kind)), (kind, doc)), shape=shape) @ weights
+    found = np.empty((3, len(fires), weights.shape[1]))
     block_of = np.cumsum(fires, dtype=np.int64) // BLOCK_FIRINGS
     for block in np.split(np.arange(len(fires)), np.flatnonzero(np.diff(block_of)) + 1):
         if not len(block):
             continue
         at = z.indices[z.indptr[block[0]] : z.indptr[block[-1] + 1]]
         owner = np.repeat(np.arange(len(block)), fires[block])
-        pair, which = np.unique(owner * n_kinds + token[at], return_inverse=True)
+        pair, which = np.unique(owner * n_kinds + kind[at], return_inverse=True)
         shape = (len(pair), len(weights))
         counts = sp.csr_array((np.ones(len(at)), (which, doc[at])), shape=shape) @ weights
         starts = np.searchsorted(pair, np.arange(len(block)) * n_kinds)
-        bits[block] = entropy_bits(counts, starts)
-        n[block] = np.add.reduceat(counts, starts, axis=0)
-    return bits, n
+        held = positions[pair % n_kinds]
+        found[0, block] = np.add.reduceat(counts, starts, axis=0)
+        found[1, block] = entropy_bits(counts, starts)
+        found[2, block] = explained_by_token(counts, held, starts, positions.sum(axis=0))
+    return found
 
 
 def _estimate(
-    blank: Estimate,
-    members: _Members,
-    statistic: Callable[[Float[np.ndarray, " class"], Float[np.ndarray, " class"]], float],
+    blank: Estimate, members: _Members, statistic: Callable[[_Members], float]
 ) -> Estimate:
-    """A statistic of the classes' entropies, with its interval over seeds and documents."""
-    n_seeds = members.bits.shape[1]
-    bits, random = members.by_class(range(n_seeds))
-    if not len(bits):
+    """A statistic of the classes, with its interval over seeds and documents."""
+    _, n_seeds, n_samples = members.bits.shape
+    whole = members.by_class(range(n_seeds))
+    if not len(whole.bits):
         return replace(blank, identified=False, reason="no reproducible class")
-    found = replace(blank, value=statistic(bits[:, 0], random[:, 0]))
+    value = statistic(whole.sample(0))
+    found = replace(blank, value=value)
     others = [members.by_class([s for s in range(n_seeds) if s != out]) for out in range(n_seeds)]
-    fewest = min(len(bits) for bits, _ in others)
+    fewest = min(len(other.bits) for other in others)
     if fewest < MIN_CLASSES:
         reason = f"no interval: without one of the seeds {fewest} classes are left"
         return replace(found, reason=f"{reason}; at least {MIN_CLASSES} are needed")
-    without = [statistic(bits[:, 0], random[:, 0]) for bits, random in others]
-    resampled = [
-        statistic(b[fired], r[fired])
-        for b, r in zip(bits.T[1:], random.T[1:], strict=True)
-        if (fired := ~np.isnan(b)).any()
-    ]
+    without = [statistic(other.sample(0)) for other in others]
+    samples = map(whole.sample, range(1, n_samples))
+    resampled = [statistic(sample) for sample in samples if len(sample.bits)]
     v_seeds = (n_seeds - 1) ** 2 / n_seeds * float(np.var(without, ddof=1))
     v_documents = float(np.var(resampled, ddof=1))
     half = half_width(v_seeds, v_documents, 0.0, n_seeds, len(resampled))
-    value = found.value or 0.0
     return replace(found, ci_low=max(value - half, 0.0), ci_high=value + half)
+
+
+def _uncertainty(
+    counts: Float[np.ndarray, " *shape"], held: Float[np.ndarray, " *shape"]
+) -> Float[np.ndarray, " *shape"]:
+    """held * H(counts / held), bits about which `counts` of `held` positions fire."""
+    return _count_log_count(held) - _count_log_count(counts) - _count_log_count(held - counts)
+
+
+def _adjusted(
+    share: Float[np.ndarray, " *shape"], by_chance: Float[np.ndarray, " *shape"]
+) -> Float[np.ndarray, " *shape"]:
+    return (share - by_chance) / (1 - by_chance)
+
+
+def _explained(
+    given_token: Float[np.ndarray, " *shape"],
+    n: Float[np.ndarray, " *shape"],
+    n_positions: float | Float[np.ndarray, " *sample"],
+) -> Float[np.ndarray, " *shape"]:
+    alone = _uncertainty(n, np.asarray(n_positions, dtype=float))
+    return 1 - np.divide(given_token, alone, out=np.full_like(alone, np.nan), where=alone > 0)
 
 
 def _count_log_count(counts: Float[np.ndarray, " *shape"]) -> Float[np.ndarray, " *shape"]:

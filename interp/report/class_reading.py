@@ -19,6 +19,8 @@ def read_token_identity(record: Mapping[str, Any]) -> TokenIdentity | None:
         all_bits=number(found.get("all_bits")),
         relative=interval(found, "relative"),
         detectors=interval(found, "detectors"),
+        explained=interval(found, "explained"),
+        explained_by_position=interval(found, "explained_by_position"),
         reason=found.get("reason"),
     )
 

@@ -7,7 +7,16 @@ from math import isclose
 from interp.report.contrast import contrast
 from interp.report.records import PackingRow, Strictness, Summary, TokenIdentity
 from interp.report.tables import CONTROLS, Table, folded
-from interp.report.wording import ABSENT, percent, significant, whole, with_interval
+from interp.report.wording import (
+    ABSENT,
+    at_its_width,
+    known_values,
+    percent,
+    significant,
+    span,
+    whole,
+    with_interval,
+)
 
 TESTS = {"cosine": "cosine of directions", "correlation": "correlation of activations"}
 
@@ -15,8 +24,9 @@ TESTS = {"cosine": "cosine of directions", "correlation": "correlation of activa
 def token_table(summary: Summary) -> Table | None:
     """One line per count and control of it; None in runs that did not look."""
     columns = ("Model", "Weights", "Hook point", "Stream", "D", "Classes",
-               "On one token, share [95%]", "Bits over random positions [95%]", "Bits",
-               "Bits of all positions", "Note")  # fmt: skip
+               "Explained by token [95%]", "By position [95%]", "On one token, share [95%]",
+               "Bits over random positions [95%]", "Bits", "Bits of all positions",
+               "Note")  # fmt: skip
     lines = []
     for row in summary.packing:
         controls = [one for one in (row.twin, *row.other_controls) if one is not None]
@@ -34,8 +44,10 @@ def _line(row: PackingRow, weights: str, found: TokenIdentity) -> tuple[str, ...
         row.about,
         whole(row.d_sae),
         whole(found.n_classes),
-        with_interval(found.detectors, 2),
-        with_interval(found.relative, 2),
+        at_its_width(found.explained),
+        at_its_width(found.explained_by_position),
+        at_its_width(found.detectors),
+        at_its_width(found.relative),
         significant(found.bits),
         significant(found.all_bits),
         found.reason or ABSENT,
@@ -43,30 +55,38 @@ def _line(row: PackingRow, weights: str, found: TokenIdentity) -> tuple[str, ...
 
 
 def token_sentence(summary: Summary) -> str | None:
-    """How many classes fire on one token, contextual against raw; None in runs that did not look.
+    """How far token and position decide when a class fires, contextual against raw.
 
-    Over all models at the primary layer, one count per model and stream.
+    At the primary layer, one count per model and stream. None in runs that did not look.
     """
     rows = _at_the_primary_layer(summary)
-    said = {
-        about: [_share([r.token_identity for r in mine]), _share([
-            r.twin.token_identity for r in mine if r.twin is not None
-        ])]
-        for about in ("contextual", "all")
-        if (mine := [row for row in rows if row.about == about])
-    }  # fmt: skip
-    if not any(share for shares in said.values() for share in shares):
+    said = []
+    for about, where in (("contextual", "on the contextual stream"), ("all", "on the raw stream")):
+        mine = [row for row in rows if row.about == about]
+        for who, looked_at in (
+            ("trained models", [row.token_identity for row in mine]),
+            ("untrained twins", [row.twin and row.twin.token_identity for row in mine]),
+        ):
+            known = [one for one in looked_at if one is not None]
+            said += [f"{where}, {who}: {_clause(known)}"] if known else []
+    if not said:
         return None
-    where = {"contextual": "on the contextual stream", "all": "on the raw stream"}
-    parts = [
-        f"{where[about]} {own or 'none was looked at'} in trained models"
-        + (f", {twins} in untrained twins" if twins else "")
-        for about, (own, twins) in said.items()
-    ]
     return (
-        "Classes of latents that fire on essentially one token (its identity has less than 1 bit): "
-        f"{'; '.join(parts)}."
+        "How much of when a class fires the current token explains, and its position (median over "
+        f"classes, by model): {'; '.join(said)}. Fewer than 1 bit is called one token."
     )
+
+
+def _clause(found: Sequence[TokenIdentity]) -> str:
+    """Of the models with classes enough for an interval; detectors over all classes together."""
+    n = sum(one.n_classes for one in found)
+    enough = [one for one in found if one.explained.low is not None]
+    if not enough:
+        return f"too few classes to say ({whole(n)})"
+    token = span(known_values(one.explained for one in enough), percent)
+    position = span(known_values(one.explained_by_position for one in enough), percent)
+    on_one = sum((one.detectors.value or 0.0) * one.n_classes for one in found)
+    return f"{token} and {position}, and {percent(on_one / n)} of {whole(n)} fire on one token"
 
 
 def _at_the_primary_layer(summary: Summary) -> list[PackingRow]:
@@ -78,16 +98,6 @@ def _at_the_primary_layer(summary: Summary) -> list[PackingRow]:
         if row.estimator == "reproducible" and (row.model.name, row.layer) in layers:
             chosen[at] = min(chosen.get(at, row), row, key=lambda r: r.d_sae or 0)
     return list(chosen.values())
-
-
-def _share(found: Sequence[TokenIdentity | None]) -> str | None:
-    """`34.1% of 1,204`, over all classes together."""
-    known = [one for one in found if one is not None]
-    if not known:
-        return None
-    n = sum(one.n_classes for one in known)
-    detectors = sum((one.detectors.value or 0.0) * one.n_classes for one in known)
-    return f"{percent(detectors / n)} of {whole(n)}" if n else "there are no classes"
 
 
 def strictness_table(summary: Summary) -> Table | None:

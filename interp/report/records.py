@@ -78,6 +78,9 @@ class TokenIdentity:
     """Median over classes of that entropy over the one of as many random positions."""
     detectors: Interval
     """Share of classes that fire on essentially one token."""
+    explained: Interval
+    """Of the uncertainty about when a class fires, by the token: median over classes."""
+    explained_by_position: Interval
     reason: str | None
 
 

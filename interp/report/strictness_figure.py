@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from interp.report import marks
-from interp.report.class_tables import at_equal_strictness, strictness_rows
+from interp.report.class_tables import strictness_rows
 from interp.report.marks import Figure, Row
 from interp.report.multiples import side_by_side
 from interp.report.records import PackingRow, Strictness, Summary
@@ -22,12 +22,7 @@ AXES = {
 
 def count_against_strictness(summary: Summary) -> Figure | None:
     """Features per dimension against the threshold of either test. None where none was tried."""
-    points = [
-        point
-        for row in strictness_rows(summary)
-        for mine, twins in at_equal_strictness(row)
-        for point in _pair(row, mine, twins)
-    ]
+    points = [point for row in strictness_rows(summary) for point in _points(row)]
     if not points:
         return None
     y = marks.per_dimension_axis(points)
@@ -45,20 +40,24 @@ def count_against_strictness(summary: Summary) -> Figure | None:
     )
 
 
-def _pair(row: PackingRow, mine: Strictness, twins: Strictness | None) -> list[Row]:
-    """A setting's point and its twin's, which stands at the twin's own threshold."""
-    shared = {"model": row.model.name, "label": row.model.label, "by": mine.by}
-    shared |= {"d_model": row.model.d_model or 1}
-    kind = KINDS[0] if row.converged is True else KINDS[1]
-    points = [_point(mine, kind)]
-    if twins is not None and row.twin is not None:
-        points.append(_point(twins, KINDS[2] if row.twin.converged is True else KINDS[3]))
-    return [{**shared, **point} for point in points if point["y"] is not None]
+def _points(row: PackingRow) -> list[Row]:
+    """Of a model and of its twin, which has a cosine of its own for the headline."""
+    shared: Row = {
+        "model": row.model.name,
+        "label": row.model.label,
+        "d_model": row.model.d_model or 1,
+    }
+    points = [_point(one, KINDS[0 if row.converged is True else 1]) for one in row.strictness]
+    if row.twin is not None:
+        kind = KINDS[2 if row.twin.converged is True else 3]
+        points += [_point(one, kind) for one in row.twin.strictness]
+    return [shared | point for point in points if point["y"] is not None]
 
 
 def _point(one: Strictness, kind: str) -> Row:
     return {
         "kind": kind,
+        "by": one.by,
         "x": one.at,
         "y": one.per_dim.value,
         "headline": one.headline,

@@ -99,20 +99,18 @@ def packing_record(width: int, layer: int = 1, about: str = "contextual") -> dic
 
 
 def token_identity(about: str, control: str = "trained") -> dict[str, Any]:
-    """Half of the classes of the raw stream detect a token, three in four of its twin's."""
-    share = {("all", "trained"): 0.5, ("all", "random_init"): 0.75}.get((about, control), 0.0)
-    n = 0 if (about, control) == ("contextual", "random_init") else 40
-    known = {"value": share, "ci_low": share / 2, "ci_high": min(1.0, 1.5 * share)} if n else {}
-    return {
-        "n_classes": n,
-        "bits": 8 * (1 - share) if n else None,
-        "all_bits": 8.3,
-        "relative": {"value": 0.95 - share, "ci_low": 0.9 - share, "ci_high": 1.0 - share}
-        if n
-        else {},
-        "detectors": known,
-        "reason": None if n else "no reproducible class",
+    """Raw classes follow the token, those of the twin its position; contextual twins have none."""
+    raw, twin = about == "all", control == "random_init"
+    if twin and not raw:
+        return {"n_classes": 0, "all_bits": 8.3, "reason": "no reproducible class"}
+    values = {
+        "relative": 0.4 if raw else 0.85,
+        "detectors": 0.1 if raw else 0.0,
+        "explained": 0.3 if twin else 0.7 if raw else 0.2,
+        "explained_by_position": 0.5 if twin else 0.01,
     }
+    ends = {name: {"value": v, "ci_low": 0.9 * v, "ci_high": 1.1 * v} for name, v in values.items()}
+    return {"n_classes": 40, "bits": 4.0 if raw else 7.0, "all_bits": 8.3, **ends, "reason": None}
 
 
 def strictness(value: float, calibrated: float) -> list[dict[str, Any]]:

@@ -181,7 +181,8 @@ def test_the_tokens_of_a_count_stand_beside_it_and_beside_its_twins() -> None:
     planted = rows(1.0) + rows(0.5, control="random_init")
     assert "token_identity" not in first_count(planted), "runs that did not look have no word of it"
     own = {"token_entropy_classes": 70.0, "token_entropy_all_bits": 8.5, "token_entropy_bits": 6.0,
-           "token_entropy_relative": 0.8, "token_detectors": 0.1}  # fmt: skip
+           "token_entropy_relative": 0.8, "token_detectors": 0.1, "token_explained": 0.3,
+           "position_explained": 0.01}  # fmt: skip
     none = own | dict.fromkeys(list(own)[2:]) | {"token_entropy_classes": 0.0}
     of_twin = [
         row | {"ci_low": None, "ci_high": None, "note": "no reproducible class"}
@@ -192,12 +193,14 @@ def test_the_tokens_of_a_count_stand_beside_it_and_beside_its_twins() -> None:
     assert (found["n_classes"], found["bits"], found["all_bits"]) == (70, 6.0, 8.5)
     assert found["relative"]["value"] == 0.8
     assert found["detectors"]["value"] == 0.1
+    assert found["explained"]["value"] == 0.3
+    assert found["explained_by_position"]["value"] == 0.01
     assert found["detectors"]["ci_low"] is not None
     [twin] = record["controls"]
     nothing = {"value": None, "ci_low": None, "ci_high": None}
     assert twin["token_identity"] == {
         "n_classes": 0, "bits": None, "all_bits": 8.5, "relative": nothing, "detectors": nothing,
-        "reason": "no reproducible class",
+        "explained": nothing, "explained_by_position": nothing, "reason": "no reproducible class",
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Token entropy of reproducible classes: by hand, against plain formulas, and what must not move it."""
+"""Token entropy of classes: by hand, against plain formulas, and what must not move it."""
 
 import math
 from typing import Any
@@ -9,7 +9,13 @@ import torch
 from scipy import stats
 
 from interp import token_identity as module
-from interp.token_identity import TokenIdentity, entropy_bits, random_entropy_bits, token_identity
+from interp.token_identity import (
+    TokenIdentity,
+    entropy_bits,
+    explained_by_token,
+    random_positions,
+    token_identity,
+)
 from saes.latent_set import LatentSet
 from saes.matching import reproducible
 from saes.sae import SparseActs
@@ -58,31 +64,67 @@ def test_the_correction_takes_out_most_of_the_bias() -> None:
     assert abs(found - 6) < 0.05
 
 
+# What the token explains
+
+
+def plain_explained(fires: np.ndarray, tokens: np.ndarray) -> float:
+    """I(token; fires) / H(fires) from the joint table."""
+    joint = np.array([np.bincount(tokens[fires == f], minlength=tokens.max() + 1) for f in (0, 1)])
+    p = joint / joint.sum()
+    mutual = stats.entropy(p.sum(axis=0)) + stats.entropy(p.sum(axis=1)) - stats.entropy(p.ravel())
+    return float(mutual / stats.entropy(p.sum(axis=1)))
+
+
+def test_what_a_token_explains_by_hand() -> None:
+    # 16 positions, 4 of each of four tokens. The first fires on two tokens, always: 1. The second
+    # on 3 of one and 1 of another: H(fires) = H(1/4) = .811, given the token 2/4 of H(1/4).
+    counts, held = np.array([4.0, 4, 3, 1]), np.full(4, 4.0)
+    found = explained_by_token(counts, held, np.array([0, 2]), 16.0)
+    assert found == pytest.approx([1.0, 0.5])
+    assert np.isnan(explained_by_token(held, held, np.array([0]), 16.0)[0]), "fires everywhere"
+
+
+def test_a_token_and_what_it_explains_from_the_joint_table() -> None:
+    rng = np.random.default_rng(3)
+    tokens = rng.integers(0, 9, 500)
+    fires = (rng.random(500) < tokens / 12).astype(int)
+    kinds, counts = np.unique(tokens[fires == 1], return_counts=True)
+    held = np.bincount(tokens)[kinds].astype(float)
+    [found] = explained_by_token(counts.astype(float), held, np.array([0]), 500)
+    assert 0.05 < found < 0.9
+    assert found == pytest.approx(plain_explained(fires, tokens))
+
+
 # Random positions
 
 
 def test_random_positions_have_the_expected_entropy_at_every_number() -> None:
     """Exactly: each token's share is hypergeometric. 4,000 shuffles spread by less than .01."""
     tokens = np.repeat([7, 3, 9, 100], [9, 4, 2, 1])
-    found = random_entropy_bits(tokens, generator=generator(), n_shuffles=4_000)
-    assert np.isnan(found[0])
-    assert len(found) == 17
+    found, explained = random_positions(tokens, generator=generator(), n_shuffles=4_000)
+    assert np.isnan([found[0], explained[0], explained[16]]).all()
+    assert len(found) == len(explained) == 17
     for n in range(1, 17):
-        expected = math.log2(n) - 1 / (2 * n * LN2)
+        expected, given_token = math.log2(n) - 1 / (2 * n * LN2), 0.0
         for held in (9, 4, 2, 1):
             c = np.arange(1, min(n, held) + 1)
             p = stats.hypergeom.pmf(c, 16, held, n)
             expected -= float(p @ (c * np.log2(c))) / n
             expected += float(p.sum()) / (2 * n * LN2)
+            given_token += float(p @ stats.entropy([c / held, 1 - c / held], base=2)) * held
         assert found[n] == pytest.approx(expected, abs=0.02), n
+        if n < 16:
+            alone = 16 * stats.entropy([n / 16, 1 - n / 16], base=2)
+            assert explained[n] == pytest.approx(1 - given_token / alone, abs=0.02), n
     assert found[16] == pytest.approx(plain_bits(tokens))
 
 
 def test_token_numbers_do_not_matter() -> None:
     tokens = np.random.default_rng(0).integers(0, 300, 2_000)
-    one = random_entropy_bits(tokens, generator=generator())
-    other = random_entropy_bits(tokens * 1_000 + 70_000, generator=generator())
-    assert np.array_equal(one, other, equal_nan=True)
+    one = random_positions(tokens, generator=generator())
+    other = random_positions(tokens * 1_000 + 70_000, generator=generator())
+    for mine, its in zip(one, other, strict=True):
+        assert np.array_equal(mine, its, equal_nan=True)
 
 
 # Classes
@@ -91,6 +133,7 @@ N, N_DOCS = 6_000, 30
 RNG = np.random.default_rng(0)
 TOKENS = (RNG.zipf(1.5, N) % 200).astype(np.int64)
 DOCS = np.arange(N) // (N // N_DOCS)
+PLACES = np.arange(N) % 50
 N_CLASSES = 24
 """The first half are detectors of one token each, the second fire at random positions."""
 
@@ -119,8 +162,8 @@ def latent_set(seed: int, order: np.ndarray | None = None) -> LatentSet:
 def identity(dicts: list[LatentSet], classes: np.ndarray | None = None) -> TokenIdentity:
     if classes is None:
         classes = reproducible(dicts, 0.7).classes
-    tokens, docs = torch.from_numpy(TOKENS), torch.from_numpy(DOCS)
-    return token_identity(dicts, classes, tokens, docs, generator=generator())
+    of_tokens = map(torch.from_numpy, (TOKENS, PLACES, DOCS))
+    return token_identity(dicts, classes, *of_tokens, generator=generator())
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +178,43 @@ def test_planted_detectors_and_planted_indifference(planted: TokenIdentity) -> N
     # 54 firings spread by .095 about their expectation, the mean over twelve classes by .03.
     assert relative[12:] == pytest.approx(np.ones(12), abs=0.35)
     assert relative[12:].mean() == pytest.approx(1, abs=0.09)
+    # A detector fires on nine in ten of its token's occurrences: nearly all is explained.
+    assert (planted.explained_share[:12] > 0.75).all()
+    assert planted.explained_share[12:] == pytest.approx(np.zeros(12), abs=0.1)
+    assert planted.explained_by_place.value == pytest.approx(0, abs=0.02)
     assert planted.detectors.value == 0.5
     assert planted.all_bits == pytest.approx(plain_bits(TOKENS))
     assert (planted.random_bits < planted.all_bits).all()
+
+
+def test_what_is_explained_is_adjusted_for_random_positions(planted: TokenIdentity) -> None:
+    by_chance = random_positions(TOKENS, generator=generator()).explained
+    for i in (3, 20):
+        expected = []
+        for seed in range(3):
+            at = events(seed)[i]
+            fires = np.zeros(N, dtype=int)
+            fires[at] = 1
+            chance = by_chance[len(at)]
+            expected.append((plain_explained(fires, TOKENS) - chance) / (1 - chance))
+        assert planted.explained_share[i] == pytest.approx(np.mean(expected))
+
+
+def test_a_class_of_many_tokens_has_many_bits_and_is_explained_all_the_same() -> None:
+    """What a small dictionary makes of raw activations: tokens in groups, and of places too."""
+    groups = [np.flatnonzero(i == TOKENS % 20) for i in range(6, 20)]
+    groups += [np.flatnonzero((a <= PLACES) & (a + 3 > PLACES)) for a in range(0, 45, 3)]
+    indices = torch.arange(len(groups)).expand(N, -1)
+    values = torch.zeros(N, len(groups))
+    for i, at in enumerate(groups):
+        values[at, i] = 1.0
+    W = torch.eye(len(groups))
+    dicts = [LatentSet.from_acts(W, SparseActs(indices, values), max_density=1.0)] * 3
+    found = identity(dicts, np.arange(len(groups))[:, None].repeat(3, axis=1))
+    assert found.explained_share[:14] == pytest.approx(np.ones(14))
+    assert (found.bits[:14] > 1).any()
+    assert found.explained_by_place.value == pytest.approx(1), "more classes of places than tokens"
+    assert found.explained.value == pytest.approx(0, abs=0.02)
 
 
 def test_a_class_has_the_mean_over_its_members(planted: TokenIdentity) -> None:
@@ -178,7 +255,8 @@ def test_a_merged_duplicate_fires_with_its_absorber() -> None:
     W = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     dicts = [LatentSet.from_acts(W, acts, max_density=1.1) for _ in range(2)]
     classes = np.array([[0, 0]])
-    found = token_identity(dicts, classes, tokens, torch.arange(400) // 40, generator=generator())
+    place, doc = torch.arange(400) % 40, torch.arange(400) // 40
+    found = token_identity(dicts, classes, tokens, place, doc, generator=generator())
     assert found.bits == pytest.approx([1 + 1 / (800 * LN2)])
 
 
@@ -195,7 +273,7 @@ def test_the_interval_is_that_of_seeds_and_documents(planted: TokenIdentity) -> 
 def resampled_by_hand(dicts: list[LatentSet], classes: np.ndarray) -> list[float]:
     """The share of detectors in the first samples of documents, tokens repeated outright."""
     g = generator()
-    for _ in range(module.N_SHUFFLES):
+    for _ in range(2 * module.N_SHUFFLES):  # tokens, then places
         torch.randperm(N, generator=g)
     shares = []
     for _ in range(5):
@@ -224,7 +302,7 @@ def test_samples_of_documents_equal_repeated_documents(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(module, "entropy_bits", note)
     identity(dicts, classes)
-    bits = np.mean(seen, axis=0)[:, 1:6]
+    bits = np.mean(seen[::2], axis=0)[:, 1:6]  # in between are the places'
     assert (bits < 1.0).mean(axis=0) == pytest.approx(resampled_by_hand(dicts, classes))
 
 
@@ -240,9 +318,6 @@ def test_too_few_classes_have_a_value_and_no_interval() -> None:
     assert none.relative.reason == "no reproducible class"
     assert len(none.bits) == 0
     # Two seeds: without either of them no class is left.
-    pair = token_identity(
-        dicts[:2], classes[:, :2], torch.from_numpy(TOKENS), torch.from_numpy(DOCS),
-        generator=generator(),
-    )  # fmt: skip
+    pair = identity(dicts[:2], classes[:, :2])
     assert pair.detectors.value == 0.5
     assert "0 classes are left" in (pair.relative.reason or "")
