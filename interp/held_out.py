@@ -67,7 +67,9 @@ class HeldOut:
             columns.append(torch.stack([x[chunk.keep].long() for x in of_tokens]))
             kept += int(chunk.keep.sum())
             real += int((chunk.doc_ids >= 0).sum())
-        return cls(torch.cat(parts), *torch.cat(columns, dim=1), 1 - kept / max(real, 1))
+        token_ids, positions, doc_ids = torch.cat(columns, dim=1)
+        x, dropped = torch.cat(parts), 1 - kept / max(real, 1)
+        return cls(x, token_ids, positions, doc_ids, dropped)
 
 
 def pilot_rows(pilot: Mapping[str, Any]) -> list[Row]:

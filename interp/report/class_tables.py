@@ -65,7 +65,7 @@ def token_sentence(summary: Summary) -> str | None:
         mine = [row for row in rows if row.about == about]
         for who, looked_at in (
             ("trained models", [row.token_identity for row in mine]),
-            ("untrained twins", [row.twin and row.twin.token_identity for row in mine]),
+            ("untrained twins", [row.twin.token_identity for row in mine if row.twin is not None]),
         ):
             known = [one for one in looked_at if one is not None]
             said += [f"{where}, {who}: {_clause(known)}"] if known else []

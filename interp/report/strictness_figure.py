@@ -73,7 +73,7 @@ def _panel(by: str, points: Sequence[Row], y: alt.Y) -> Any:
         "x:Q",
         title=AXES[by],
         scale=alt.Scale(nice=False, zero=False, padding=24),
-        axis=alt.Axis(tickCount=5, format=".1f"),
+        axis=alt.Axis(values=sorted({round(p["x"], 1) for p in mine}), format=".1f"),
     )
     shade = alt.Stroke("d_model:Q", scale=alt.Scale(type="log", range="ramp"), legend=None)
     last = list({p["model"]: p for p in sorted(trained, key=lambda p: p["x"])}.values())
