@@ -11,7 +11,7 @@ Source: Heap et al., arXiv 2501.17727, for the first (token distribution entropy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -146,7 +146,7 @@ def token_identity(
     doc_ids: Int[Tensor, " token"],
     *,
     generator: torch.Generator,
-    n_bootstrap: int = 50,
+    n_bootstrap: int = 25,
 ) -> TokenIdentity:
     """How token and firing tell of one another in each class, beside random positions.
 
@@ -172,15 +172,15 @@ def token_identity(
     weights = np.column_stack([np.ones(n_docs), *drawn])
     members = _Members(*np.full((4, *classes.shape, weights.shape[1]), np.nan))
     for seed, found in enumerate(map(merge_duplicates, dicts)):
-        mine = classes[:, seed] >= 0
+        mine = np.flatnonzero(classes[:, seed] >= 0)
         z = activation_matrix(found.acts, d_sae)[:, classes[mine, seed]]
-        fires, members.bits[mine, seed], explained = _by_latent(z, token, doc, weights)
-        # A sample of the longest documents can have more positions than the text.
-        n = np.minimum(fires, len(token)).astype(np.int64)
-        members.random[mine, seed] = by_chance.bits[n]
-        members.by_token[mine, seed] = _adjusted(explained, by_chance.explained[n])
-        _, _, explained = _by_latent(z, place, doc, weights)
-        members.by_place[mine, seed] = _adjusted(explained, places_by_chance.explained[n])
+        for tally in _tallies(z, token, doc, weights):
+            at = mine[tally.latents]
+            members.bits[at, seed] = entropy_bits(tally.counts, tally.starts)
+            members.random[at, seed] = by_chance.bits[np.minimum(tally.n, len(token))]
+            members.by_token[at, seed] = _adjusted(tally, by_chance)
+        for tally in _tallies(z, place, doc, weights):
+            members.by_place[mine[tally.latents], seed] = _adjusted(tally, places_by_chance)
     whole = members.by_class(range(n_seeds))
     blank = Estimate("", None, n_tokens=len(token), n_seeds=n_seeds, d_sae=d_sae)
     return TokenIdentity(
@@ -236,18 +236,33 @@ class _Members(NamedTuple):
         return _Members(*(part[fired, number] for part in self))
 
 
-def _by_latent(
+class _Tally(NamedTuple):
+    """Where some latents fire, by kind of position, in every sample of documents."""
+
+    latents: Int[np.ndarray, " latent"]
+    starts: Int[np.ndarray, " latent"]
+    """Where the kinds that each of them fires on begin."""
+    counts: Float[np.ndarray, "kind sample"]
+    """Firings."""
+    held: Float[np.ndarray, "kind sample"]
+    """Positions of that kind."""
+    n_positions: Float[np.ndarray, " sample"]
+
+    @property
+    def n(self) -> Int[np.ndarray, "latent sample"]:
+        """Firings of each."""
+        return np.add.reduceat(self.counts, self.starts, axis=0).astype(np.int64)
+
+
+def _tallies(
     z: sp.csc_array,
     kind: Int[np.ndarray, " token"],
     doc: Int[np.ndarray, " token"],
     weights: Float[np.ndarray, "doc sample"],
-) -> Float[np.ndarray, "3 latent sample"]:
-    """Of each column of z in each sample of documents: firings; of the kind of position, entropy
-    and explained share."""
+) -> Iterator[_Tally]:
+    """Of the columns of z, a few at a time."""
     fires, n_kinds = np.diff(z.indptr), int(kind.max()) + 1
-    shape = (n_kinds, len(weights))
-    positions = sp.csr_array((np.ones(len(kind)), (kind, doc)), shape=shape) @ weights
-    found = np.empty((3, len(fires), weights.shape[1]))
+    positions = _by_document(kind, doc, n_kinds, weights)
     block_of = np.cumsum(fires, dtype=np.int64) // BLOCK_FIRINGS
     for block in np.split(np.arange(len(fires)), np.flatnonzero(np.diff(block_of)) + 1):
         if not len(block):
@@ -255,14 +270,24 @@ def _by_latent(
         at = z.indices[z.indptr[block[0]] : z.indptr[block[-1] + 1]]
         owner = np.repeat(np.arange(len(block)), fires[block])
         pair, which = np.unique(owner * n_kinds + kind[at], return_inverse=True)
-        shape = (len(pair), len(weights))
-        counts = sp.csr_array((np.ones(len(at)), (which, doc[at])), shape=shape) @ weights
-        starts = np.searchsorted(pair, np.arange(len(block)) * n_kinds)
-        held = positions[pair % n_kinds]
-        found[0, block] = np.add.reduceat(counts, starts, axis=0)
-        found[1, block] = entropy_bits(counts, starts)
-        found[2, block] = explained_by_token(counts, held, starts, positions.sum(axis=0))
-    return found
+        yield _Tally(
+            latents=block,
+            starts=np.searchsorted(pair, np.arange(len(block)) * n_kinds),
+            counts=_by_document(which, doc[at], len(pair), weights),
+            held=positions[pair % n_kinds],
+            n_positions=positions.sum(axis=0),
+        )
+
+
+def _by_document(
+    kind: Int[np.ndarray, " firing"],
+    doc: Int[np.ndarray, " firing"],
+    n_kinds: int,
+    weights: Float[np.ndarray, "doc sample"],
+) -> Float[np.ndarray, "kind sample"]:
+    """How often each kind occurs in every sample."""
+    shape = (n_kinds, len(weights))
+    return sp.csr_array((np.ones(len(kind)), (kind, doc)), shape=shape) @ weights
 
 
 def _estimate(
@@ -296,10 +321,11 @@ def _uncertainty(
     return _count_log_count(held) - _count_log_count(counts) - _count_log_count(held - counts)
 
 
-def _adjusted(
-    share: Float[np.ndarray, " *shape"], by_chance: Float[np.ndarray, " *shape"]
-) -> Float[np.ndarray, " *shape"]:
-    return (share - by_chance) / (1 - by_chance)
+def _adjusted(tally: _Tally, by_chance: RandomPositions) -> Float[np.ndarray, "latent sample"]:
+    share = explained_by_token(tally.counts, tally.held, tally.starts, tally.n_positions)
+    # A sample of the longest documents can have more positions than the text.
+    chance = by_chance.explained[np.minimum(tally.n, len(by_chance.explained) - 1)]
+    return (share - chance) / (1 - chance)
 
 
 def _explained(
