@@ -16,6 +16,7 @@ from interp.hook_points import HookPoint
 from interp.packing import MAX_CHANGE_IN_COUNT, saturation
 from interp.run import CONTROLS, TRAINED
 from interp.spots import HALF, layer_depth, primary_layer
+from interp.strictness import SETTINGS, quantity_of
 
 Z_95 = 1.959964
 
@@ -42,6 +43,9 @@ class _Cell:
     def note(self, quantity: str) -> str | None:
         row = self._rows.get(quantity)
         return row["note"] if row is not None and isinstance(row["note"], str) else None
+
+    def interval(self, quantity: str) -> dict[str, float | None]:
+        return {field: self.get(quantity, field) for field in ("value", "ci_low", "ci_high")}
 
     def whole(self, quantity: str, field: str = "value") -> int | None:
         value = self.get(quantity, field)
@@ -181,13 +185,54 @@ def _outgrown(cell: _Cell, larger: list[_Cell]) -> bool | None:
 
 
 def _add_what_was_behind(record: dict[str, Any], by_control: Mapping[str, _Cell]) -> None:
-    """Beside each count: that of half the training, and what chance gave and was subtracted."""
+    """Beside each count: that of half the training, what chance gave and was subtracted, whether
+    its classes name tokens, and the count under other matching, where these were looked at."""
     for one, cell in (
         (record, by_control[TRAINED]),
         *((control, by_control[control["name"]]) for control in record["controls"]),
     ):
         one["value_half"] = cell.half
         one["null"] = cell.get("reproducible_null")
+        if (n_classes := cell.whole("token_entropy_classes")) is not None:
+            one["token_identity"] = _token_identity(cell, n_classes)
+        if strictness := _strictness(cell):
+            one["strictness"] = strictness
+
+
+def _token_identity(cell: _Cell, n_classes: int) -> dict[str, Any]:
+    return {
+        "n_classes": n_classes,
+        "bits": cell.get("token_entropy_bits"),
+        "all_bits": cell.get("token_entropy_all_bits"),
+        "relative": cell.interval("token_entropy_relative"),
+        "detectors": cell.interval("token_detectors"),
+        "explained": cell.interval("token_explained"),
+        "explained_by_position": cell.interval("position_explained"),
+        "reason": cell.note("token_detectors"),
+    }
+
+
+def _strictness(cell: _Cell) -> list[dict[str, Any]]:
+    """One record per setting of either test, the headline's own among them; empty where not run."""
+    counted = {(by, at): quantity_of(by, at) for by, at in SETTINGS}
+    found = [
+        _at_strictness(cell, by, at, name)
+        for (by, at), name in counted.items()
+        if cell.get(name) is not None
+    ]
+    if not found:
+        return []
+    for by, own in (("cosine", "match_threshold"), ("correlation", "match_correlation")):
+        found.append(_at_strictness(cell, by, cell.get(own), "reproducible"))
+    return sorted(found, key=lambda one: (one["by"] != "cosine", one["at"]))
+
+
+def _at_strictness(cell: _Cell, by: str, at: float | None, name: str) -> dict[str, Any]:
+    reason = cell.note(name)
+    record = {"by": by, "at": at, "headline": name == "reproducible", **cell.interval(name)}
+    if reason is not None:  # a full dictionary, whose interval is that of its size
+        record["ci_high"] = None
+    return record | {"null": cell.get(f"{name}_null"), "reason": reason}
 
 
 def _saturation(

@@ -21,12 +21,15 @@ from interp.packing import (
     COUNT_SLACK_PER_DIM,
     Estimate,
     InsufficientData,
+    Reproducibility,
     converged,
     reproducible_estimate,
 )
 from interp.splice import ce_loss_recovered
 from interp.spots import Spot
 from interp.streams import Streams
+from interp.strictness import by_strictness
+from interp.token_identity import token_identity
 from interp.tokens import TokenBlocks
 from saes.latent_set import LatentSet
 from saes.matching import null_reproducible, null_threshold, reproducible
@@ -45,6 +48,9 @@ class HeldOut:
 
     x: Float[Tensor, "token d_model"]
     """Where the streams give them, which is where the SAEs are."""
+    token_ids: Int[Tensor, " token"]
+    positions: Int[Tensor, " token"]
+    """In their blocks."""
     doc_ids: Int[Tensor, " token"]
     dropped_fraction: float
 
@@ -53,15 +59,18 @@ class HeldOut:
         cls, model: Model, blocks: TokenBlocks, spot: Spot, streams: Streams, *, seed: int = 0
     ) -> HeldOut:
         """Capture the spot's stream; `seed` is that of the Gaussian control's noise."""
-        parts, docs, kept, real = [], [], 0, 0
+        parts, columns, kept, real = [], [], 0, 0
         # The rows of training are others even where they are noise.
         chunks, again = tee(capture(model, blocks, spot.hook_point))
         for chunk, rows in zip(chunks, streams.rows(again, [spot], seed=~seed), strict=True):
             parts.append(rows[spot.stream])
-            docs.append(chunk.doc_ids[chunk.keep])
+            of_tokens = (chunk.token_ids, chunk.positions, chunk.doc_ids)
+            columns.append(torch.stack([x[chunk.keep].long() for x in of_tokens]))
             kept += int(chunk.keep.sum())
             real += int((chunk.doc_ids >= 0).sum())
-        return cls(torch.cat(parts), torch.cat(docs), 1 - kept / max(real, 1))
+        token_ids, positions, doc_ids = torch.cat(columns, dim=1)
+        x, dropped = torch.cat(parts), 1 - kept / max(real, 1)
+        return cls(x, token_ids, positions, doc_ids, dropped)
 
 
 def pilot_rows(pilot: Mapping[str, Any]) -> list[Row]:
@@ -83,6 +92,7 @@ def sae_rows(
     k: int,
     k_reached: bool,
     n_tokens: int,
+    strictness: bool = False,
 ) -> list[Row]:
     """Everything about one spot's seeds; `half` are the same seeds on half the tokens.
 
@@ -90,7 +100,7 @@ def sae_rows(
 
     k: what they were trained with; SAEs that carry a threshold have no k of their own. k_reached:
     whether the pilots found a k that reaches the target FVU. n_tokens: of training, of each main
-    SAE.
+    SAE. strictness: whether to count under looser and stricter matching too.
     """
     rows: list[Row] = []
     d_sae, d_in = main[0].d_sae, main[0].d_in
@@ -113,10 +123,15 @@ def sae_rows(
         latents = [LatentSet.from_acts(s.W_dec, c) for s, c in zip(group, codes, strict=True)]
         common = {"k": k, "role": role, "seed": None}
         if role == "main":
-            estimate, details = _count(latents, counted, k, config.seed)
+            estimate, found = _count(latents, counted, k, config.seed)
             counts[role] = estimate.value or 0.0
             rows.append(_estimate_row(estimate, **common))
-            rows += [{"quantity": q, "value": v, **common} for q, v in details.items()]
+            said: list[Row] = [{"quantity": "censored", "value": float(estimate.censored)}]
+            if found is not None:
+                said += _behind(found) + _token_rows(latents, found, counted, config.seed)
+            if found is not None and strictness:
+                said += _strictness_rows(latents, found, counted, k, config.seed)
+            rows += [row | common for row in said]
             rows += [
                 _estimate_row(e, k=k, role=role, seed=0)
                 for e in one_seed_estimates(group[0], codes[0], counted.doc_ids, seed=config.seed)
@@ -188,14 +203,19 @@ def splice_rows(
 
 def _count(
     latents: list[LatentSet], held: HeldOut, k: int, seed: int
-) -> tuple[Estimate, dict[str, float]]:
-    """S_>=2 with its interval, and the figures beside it."""
+) -> tuple[Estimate, Reproducibility | None]:
+    """S_>=2 with its interval, and what it is made of; None where it was refused."""
     generator = torch.Generator().manual_seed(seed)
     try:
         found = reproducible_estimate(latents, held.doc_ids, held.x, k=k, generator=generator)
     except InsufficientData as refusal:
-        return refusal.partial, {"censored": float(refusal.partial.censored)}
-    details = {
+        return refusal.partial, None
+    return found.estimate, found
+
+
+def _behind(found: Reproducibility) -> list[Row]:
+    """The figures beside the count."""
+    facts = {
         "reproducible_before_null": float(found.count.s_ge[2]),
         "reproducible_null": float(found.null.s_ge[2]),
         "reproducible_all_seeds": float(found.count.s_ge[found.count.n_seeds]),
@@ -203,9 +223,45 @@ def _count(
         "match_threshold": found.count.threshold,
         "match_correlation": found.count.min_correlation,
         "live_latents_mean": float(np.mean(found.count.n_live)),
-        "censored": float(found.estimate.censored),
     }
-    return found.estimate, details
+    return [{"quantity": q, "value": v} for q, v in facts.items()]
+
+
+def _token_rows(
+    latents: list[LatentSet], found: Reproducibility, held: HeldOut, seed: int
+) -> list[Row]:
+    """Whether the classes that were counted only name the current token, or its position."""
+    identity = token_identity(
+        latents,
+        found.count.classes,
+        held.token_ids,
+        held.positions,
+        held.doc_ids,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    facts = {
+        "token_entropy_classes": float(len(identity.bits)),
+        "token_entropy_all_bits": identity.all_bits,
+        "token_entropy_bits": float(np.median(identity.bits)) if len(identity.bits) else None,
+    }
+    return [
+        *map(_estimate_row, (identity.relative, identity.detectors)),
+        *map(_estimate_row, (identity.explained, identity.explained_by_place)),
+        *({"quantity": q, "value": v} for q, v in facts.items()),
+    ]
+
+
+def _strictness_rows(
+    latents: list[LatentSet], found: Reproducibility, held: HeldOut, k: int, seed: int
+) -> list[Row]:
+    """The count at other thresholds of both tests, and what chance gave there."""
+    rows = []
+    for quantity, other in by_strictness(
+        latents, held.doc_ids, held.x, k=k, calibrated=found.count.threshold, seed=seed
+    ):
+        rows.append(_estimate_row(other.estimate) | {"quantity": quantity})
+        rows.append({"quantity": f"{quantity}_null", "value": float(other.null.s_ge[2])})
+    return rows
 
 
 def _count_only(latents: list[LatentSet], held: HeldOut, k: int, seed: int) -> float:

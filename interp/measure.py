@@ -244,6 +244,7 @@ class Measurement:
             k=pilot["k"],
             k_reached=pilot["reached"],
             n_tokens=sae_tokens(config, spot),
+            strictness=spot == self.spots[0],  # what the headline is read off, of controls too
         )
         if self.control != GAUSSIAN:  # noise belongs in no forward pass
             blocks = self._blocks(config.splice_tokens, "held_out")

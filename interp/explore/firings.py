@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from interp.explore.records import HeldOutText, Passage
+from interp.token_identity import entropy_bits
 
 BEFORE, AFTER = 48, 24
 """Tokens of a passage around its firing."""
@@ -76,12 +77,11 @@ class Firings:
         return tuple((text.strings[ids[i]], float(sums[i] / total)) for i in order)
 
     def token_entropy_bits(self, token_ids: Int[np.ndarray, " position"]) -> float | None:
-        """-sum p log2 p over the identities of the tokens it fires on."""
+        """Of the identity of the tokens it fires on, as a study has it of its classes."""
         if not len(self.positions):
             return None
         _, counts = np.unique(token_ids[self.positions], return_counts=True)
-        p = counts / counts.sum()
-        return float(np.abs(p @ np.log2(p)))
+        return float(entropy_bits(counts.astype(float), np.array([0]))[0])
 
     def passages(self, text: Text, rng: np.random.Generator) -> tuple[Passage, ...]:
         """The strongest, then some from each third of the range, no two of them alike."""

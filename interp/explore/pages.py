@@ -45,7 +45,11 @@ _COLUMNS = (
     ("density", "Density", "share of tokens on which it fires"),
     ("mass", "Mass", "its share of all activation times decoder length"),
     ("found", "Seeds", "seeds that found it, itself included"),
-    ("entropy", "Entropy", "bits, of the token's identity where it fires"),
+    (
+        "entropy",
+        "Entropy",
+        "bits, of the token's identity where it fires; corrected for few firings",
+    ),
     ("near", "Nearest", "largest decoder cosine in the same dictionary, and with which latent"),
     ("promotes", "Promotes", "tokens, by the logit lens"),
 )

@@ -13,6 +13,7 @@ from interp.report.marks import Figure
 from interp.report.overlap_figure import overlap_against_width
 from interp.report.profiles import by_depth, by_dictionary_size
 from interp.report.records import Exponent, Interval, ModelRecord, PackingRow, Scaling, Summary
+from interp.report.strictness_figure import count_against_strictness
 from interp.report.theme import KINDS
 from interp.report.wording import listed, plural, significant, with_interval
 
@@ -49,6 +50,7 @@ def all_figures(summary: Summary) -> dict[str, Figure]:
         heat_map(at_one_size),
         by_depth(at_one_size),
         by_dictionary_size([row for row in stream if (row.model.name, row.layer) in layers]),
+        count_against_strictness(summary),
         overlap_against_width(summary.overlaps),
     )
     return {figure.name: figure for figure in drawn if figure is not None}

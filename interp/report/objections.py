@@ -7,6 +7,12 @@ from collections.abc import Callable, Sequence
 
 from interp.report.answering import at_widths, rows_in_the_answer
 from interp.report.arm_answering import arm_correlation
+from interp.report.class_tables import (
+    at_equal_strictness,
+    strictness_rows,
+    token_sentence,
+    with_strictness,
+)
 from interp.report.contrast import Verdict, contrast
 from interp.report.records import Control, PackingRow, Summary
 from interp.report.tables import ARCHITECTURES
@@ -23,6 +29,8 @@ def objections(summary: Summary) -> tuple[Objection, ...]:
     asked = [
         ("An untrained network gives the same count.", _untrained(rows)),
         ("Model and twin were not reconstructed equally well.", _reconstruction(rows)),
+        ("The latents only name the current token.", _tokens(summary)),
+        ("With other thresholds of a match the answer is another.", _strictness(summary)),
         ("At another k the answer is another.", _other_k(summary)),
         ("Another kind of SAE finds other features.", _other_architecture(summary)),
         ("The dictionaries were not trained long enough.", _training(summary)),
@@ -73,6 +81,44 @@ def _reconstruction(rows: Sequence[PackingRow]) -> str:
         f"{_at_k([row.k for row in rows])}, {_places(of_twins)} in the twins"
         f"{_at_k([twin.k for twin in twins])}. "
         + ("All twins reached it." if not off else f"{plural(off, 'twin')} did not reach it.")
+    )
+
+
+def _tokens(summary: Summary) -> str:
+    return token_sentence(summary) or "Not answered: this run did not look at the tokens."
+
+
+def _strictness(summary: Summary) -> str:
+    rows = strictness_rows(summary)
+    said, n_pairs, n_more = [], 0, 0
+    for by in ("cosine", "correlation"):
+        pairs = [
+            with_strictness(row, mine, twins)
+            for row in rows
+            for mine, twins in at_equal_strictness(row)
+            if mine.by == by and mine.per_dim.value is not None
+        ]
+        if not pairs:
+            return "Not answered: latents were matched in one way."
+        differences = [c for row in pairs if (c := contrast(row)) is not None]
+        # The headline's own matching is a point of both tests, and one pair.
+        n_pairs, n_more = (
+            n_pairs + len(differences),
+            n_more + sum(c.verdict is Verdict.MORE for c in differences),
+        )
+        least = [one.at for row in rows for one in row.strictness if one.by == by]
+        text = (
+            f"with a {by} of at least {_places(least)} trained models count "
+            f"{span(known_values(row.per_dim for row in pairs))}"
+        )
+        twins = known_values(row.twin.per_dim for row in pairs if row.twin is not None)
+        said.append(text + (f" and twins {span(twins)}" if twins else ""))
+    reply = f"Per dimension: {'; '.join(said)}."
+    if not n_pairs:
+        return reply
+    return (
+        f"{reply} Trained minus twin lies above zero at {n_more} of {n_pairs} pairs of a model "
+        "and a threshold."
     )
 
 

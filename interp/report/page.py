@@ -23,6 +23,7 @@ from interp.report.agreement import agreement_table
 from interp.report.answering import QUESTION, answer
 from interp.report.arm_tables import dose_table, mediation_table, secondary_table
 from interp.report.caveats import caveats, remaining_warnings
+from interp.report.class_tables import strictness_table, token_sentence, token_table
 from interp.report.figures import all_figures
 from interp.report.marks import Figure
 from interp.report.meaning import meaning
@@ -100,6 +101,9 @@ def render(run: RunRecords, drawn: Mapping[str, Figure], vectors: Mapping[str, s
         primary_table=packing_table(primary) if primary else None,
         rest_table=packing_table(rest) if rest else None,
         sensitivity_table=sensitivity_table(summary.sensitivity),
+        strictness_table=strictness_table(summary),
+        token_sentence=token_sentence(summary),
+        token_table=token_table(summary),
         dictionary_table=dictionary_table(run.results),
         agreement_table=agreement_table(run.results),
         dictionary_overlap_table=dictionary_overlap_table(summary.overlaps),

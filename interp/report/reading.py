@@ -10,6 +10,7 @@ import pandas as pd
 
 from interp.errors import UserError
 from interp.report.arm_reading import read_arm
+from interp.report.class_reading import read_strictness, read_token_identity
 from interp.report.json_values import interval, number, whole_number
 from interp.report.overlap_reading import read_overlaps
 from interp.report.records import (
@@ -144,6 +145,8 @@ def _packing(record: Mapping[str, Any], models: Mapping[str, ModelRecord]) -> Pa
         half=half / model.d_model if half is not None and model.d_model else None,
         null=number(record.get("null")),
         primary_layer=record.get("primary_layer"),
+        token_identity=read_token_identity(record),
+        strictness=read_strictness(record, model.d_model),
     )
 
 
@@ -161,6 +164,8 @@ def _control(record: Mapping[str, Any], d_model: int | None) -> Control:
         censored=censored,
         half=half / d_model if half is not None and d_model else None,
         k=number(record.get("k")),
+        token_identity=read_token_identity(record),
+        strictness=read_strictness(record, d_model),
     )
 
 

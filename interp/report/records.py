@@ -66,6 +66,39 @@ class ModelRecord:
 
 
 @dataclass(frozen=True)
+class TokenIdentity:
+    """Whether the classes of a count only name the current token."""
+
+    n_classes: int
+    bits: float | None
+    """Entropy of the token where a class fires, median over classes."""
+    all_bits: float | None
+    """The same of all held-out positions."""
+    relative: Interval
+    """Median over classes of that entropy over the one of as many random positions."""
+    detectors: Interval
+    """Share of classes that fire on essentially one token."""
+    explained: Interval
+    """Of the uncertainty about when a class fires, by the token: median over classes."""
+    explained_by_position: Interval
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Strictness:
+    """The count, per dimension, under one threshold of one of the two tests of a match."""
+
+    by: str
+    """"cosine" or "correlation"."""
+    at: float
+    headline: bool
+    """As the headline matches."""
+    per_dim: Interval
+    null: float | None
+    """Latents that matched by chance, subtracted."""
+
+
+@dataclass(frozen=True)
 class Control:
     """The same measurement on a control; `per_dim` counts per dimension of the model."""
 
@@ -80,6 +113,8 @@ class Control:
     half: float | None = None
     """Per dimension, after half of the training tokens."""
     k: float | None = None
+    token_identity: TokenIdentity | None = None
+    strictness: tuple[Strictness, ...] = ()
 
     @property
     def rising(self) -> bool:
@@ -134,6 +169,10 @@ class PackingRow:
     """What matching finds between random dictionaries: latents, subtracted from the count."""
     primary_layer: bool | None = None
     """Whether this is the layer named before the run; None in runs that give its depth only."""
+    token_identity: TokenIdentity | None = None
+    """None in runs that did not look."""
+    strictness: tuple[Strictness, ...] = ()
+    """Of the primary counts, by test and threshold; empty elsewhere."""
 
     @property
     def counts(self) -> bool:

@@ -61,7 +61,17 @@ def packing_record(width: int, layer: int = 1, about: str = "contextual") -> dic
             }
         ]
     reason = "undertrained" if unconverged else "censored at D" if censored else None
+    looked_at: dict[str, Any] = {}
+    if layer == 1:
+        looked_at["token_identity"] = token_identity(about)
+        for control in controls:
+            control["token_identity"] = token_identity(about, "random_init")
+    if layer == 1 and about == "contextual":
+        looked_at["strictness"] = strictness(per_dim * width, 0.74)
+        for control in controls:
+            control["strictness"] = strictness(TWIN[width] * width, 0.7)
     return {
+        **looked_at,
         "model": f"ladder/d{width:03d}",
         "layer": layer,
         "layer_fraction": (layer + 1) / 4,
@@ -86,6 +96,39 @@ def packing_record(width: int, layer: int = 1, about: str = "contextual") -> dic
         "reason": reason,
         "calibration": "uncalibrated",
     }
+
+
+def token_identity(about: str, control: str = "trained") -> dict[str, Any]:
+    """Raw classes follow the token, those of the twin its position; contextual twins have none."""
+    raw, twin = about == "all", control == "random_init"
+    if twin and not raw:
+        return {"n_classes": 0, "all_bits": 8.3, "reason": "no reproducible class"}
+    values = {
+        "relative": 0.4 if raw else 0.85,
+        "detectors": 0.1 if raw else 0.0,
+        "explained": 0.3 if twin else 0.7 if raw else 0.2,
+        "explained_by_position": 0.5 if twin else 0.01,
+    }
+    ends = {name: {"value": v, "ci_low": 0.9 * v, "ci_high": 1.1 * v} for name, v in values.items()}
+    return {"n_classes": 40, "bits": 4.0 if raw else 7.0, "all_bits": 8.3, **ends, "reason": None}
+
+
+def strictness(value: float, calibrated: float) -> list[dict[str, Any]]:
+    """A count that falls with either threshold; chance matches at the loosest cosine alone."""
+    settings = [("cosine", at) for at in (0.6, 0.7, calibrated, 0.8, 0.9)]
+    settings += [("correlation", at) for at in (0.3, 0.4, 0.5, 0.6, 0.7)]
+    found = []
+    for by, at in dict.fromkeys(settings):
+        headline = at == (calibrated if by == "cosine" else 0.5)
+        scale = 1.0 if headline else 1.8 - at if by == "cosine" else 1.5 - at
+        ends = {
+            "value": value * scale,
+            "ci_low": 0.9 * value * scale,
+            "ci_high": 1.1 * value * scale,
+        }
+        null = 6.0 if at == 0.6 and by == "cosine" else 0.0
+        found.append({"by": by, "at": at, "headline": headline, **ends, "null": null})
+    return found
 
 
 def overlaps() -> dict[str, Any]:

@@ -247,10 +247,11 @@ def test_the_null_is_as_sparse_as_the_saes(
         return real(*args, k=k, **more)
 
     monkeypatch.setattr(held_out, "reproducible_estimate", note)
-    held = HeldOut(x, torch.arange(len(x)) // 64, 0.0)
-    rows = sae_rows(group, None, held, config, k=2, k_reached=True, n_tokens=4_096)
+    rows = torch.arange(len(x))
+    held = HeldOut(x, rows % 50, rows % 64, rows // 64, 0.0)
+    found = sae_rows(group, None, held, config, k=2, k_reached=True, n_tokens=4_096)
     assert seen == [2]
-    assert {row["k"] for row in rows} == {2}
+    assert {row["k"] for row in found} == {2}
 
 
 def test_the_plan_counts_other_architectures(config: StudyConfig) -> None:

@@ -21,7 +21,8 @@ from interp.packing import (
     saturation,
 )
 from interp.reproducibility import _Resampler, half_width
-from saes.matching import reproducible
+from interp.strictness import by_strictness
+from saes.matching import null_reproducible, reproducible
 from saes.sae import SparseActs
 
 THRESHOLD = 0.7
@@ -264,6 +265,35 @@ def test_noise_counts_about_nothing():
     )
     assert found.count.threshold >= 0.7
     assert found.estimate.value <= 1
+
+
+def test_every_strictness_is_the_count_at_its_thresholds():
+    world = World(d_in=16)
+    dicts = world.seeds(3)
+    k = 3
+    found = dict(by_strictness(dicts, world.doc_ids, world.x, k=k, calibrated=0.8, seed=0))
+    # Four cosines less the calibrated one, and four correlations.
+    assert list(found) == [
+        "reproducible_cosine_0.6", "reproducible_cosine_0.7", "reproducible_cosine_0.9",
+        "reproducible_correlation_0.3", "reproducible_correlation_0.4",
+        "reproducible_correlation_0.6", "reproducible_correlation_0.7",
+    ]  # fmt: skip
+    for name, one in found.items():
+        by, at = name.split("_")[1:]
+        cosine, correlation = (float(at), 0.5) if by == "cosine" else (0.8, float(at))
+        count = reproducible(dicts, cosine, correlation)
+        assert one.count.s_ge == count.s_ge, name
+        null = null_reproducible(
+            world.x, count.n_live, k, threshold=cosine, min_correlation=correlation,
+            generator=generator(),
+        )  # fmt: skip
+        assert one.null.s_ge == null.s_ge, name
+        assert one.estimate.value == max(count.s_ge[2] - null.s_ge[2], 0)
+        assert one.estimate.ci_low < one.estimate.ci_high
+    counts = [one.count.s_ge[2] for one in found.values()]
+    assert counts[3] > counts[6], "activations that agree little are asked to agree more"
+    assert found["reproducible_cosine_0.6"].null.s_ge[2] > 0
+    assert found["reproducible_cosine_0.9"].null.s_ge[2] == 0
 
 
 def test_too_few_seeds_or_documents_are_refused():

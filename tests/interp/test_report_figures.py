@@ -44,6 +44,7 @@ def test_a_full_run_has_every_figure_and_a_bare_one_none(
         "packing_against_width_all",
         "packing_by_layer",
         "packing_by_depth",
+        "count_against_strictness",
         "overlap_against_width",
     ]
     assert all_figures(read_summary({})) == {}

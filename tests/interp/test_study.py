@@ -113,6 +113,34 @@ def test_every_cell_of_the_plan_was_measured(run: Run, config: StudyConfig) -> N
     assert fvu.value.between(0, 1).all()
 
 
+def test_every_count_has_its_tokens_and_the_primary_ones_other_thresholds(
+    run: Run, config: StudyConfig
+) -> None:
+    main = run.results[run.results.role == "main"]
+    place = ["model", "control", "layer", "about", "d_sae", "k_rule"]
+    counts, explained, classes, before = (
+        main[main.quantity == quantity].set_index(place).value
+        for quantity in ("reproducible", "token_explained", "token_entropy_classes",
+                         "reproducible_before_null")
+    )  # fmt: skip
+    assert set(counts.index) == set(explained.index)
+    assert (classes == before).all()
+    assert explained[classes > 0].notna().all()
+    assert explained[classes == 0].isna().all()
+    otherwise = main[main.quantity == "reproducible_correlation_0.3"]
+    parts = {(model, control) for model, control, *_ in counts.index}
+    assert set(zip(otherwise.model, otherwise.control, strict=True)) == parts
+    assert len(otherwise) == len(parts)
+    assert (otherwise.d_sae == 2 * otherwise.d_model).all()
+    assert set(otherwise.about) == {"contextual"}
+    for record in run.summary["packing"]:
+        assert ("token_identity" in record) == (record["estimator"] == "reproducible")
+    looked_at = [record for record in run.summary["packing"] if "strictness" in record]
+    assert [record["model"] for record in looked_at] == list(config.models)
+    assert all(record["primary_layer"] and record["about"] == "contextual" for record in looked_at)
+    assert all("strictness" in control for record in looked_at for control in record["controls"])
+
+
 def test_the_kept_saes_are_those_of_the_main_role(run: Run, config: StudyConfig) -> None:
     kept = run.saes(config.models[0])
     # One set of SAEs where two rules give the same k.

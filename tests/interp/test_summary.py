@@ -167,6 +167,66 @@ def test_what_was_behind_a_count_stands_beside_it() -> None:
     assert twin["tokens_per_latent"] == 12_000
 
 
+def beside(control: str, **values: float | None) -> list[dict[str, Any]]:
+    """More quantities of the first model's count."""
+    first = next(r for r in rows(control=control) if r["quantity"] == "reproducible")
+    return [first | {"quantity": quantity, "value": value} for quantity, value in values.items()]
+
+
+def first_count(all_rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return next(r for r in summary(all_rows)["packing"] if r["estimator"] == "reproducible")
+
+
+def test_the_tokens_of_a_count_stand_beside_it_and_beside_its_twins() -> None:
+    planted = rows(1.0) + rows(0.5, control="random_init")
+    assert "token_identity" not in first_count(planted), "runs that did not look have no word of it"
+    own = {"token_entropy_classes": 70.0, "token_entropy_all_bits": 8.5, "token_entropy_bits": 6.0,
+           "token_entropy_relative": 0.8, "token_detectors": 0.1, "token_explained": 0.3,
+           "position_explained": 0.01}  # fmt: skip
+    none = own | dict.fromkeys(list(own)[2:]) | {"token_entropy_classes": 0.0}
+    of_twin = [
+        row | {"ci_low": None, "ci_high": None, "note": "no reproducible class"}
+        for row in beside("random_init", **none)
+    ]
+    record = first_count(planted + beside("trained", **own) + of_twin)
+    found = record["token_identity"]
+    assert (found["n_classes"], found["bits"], found["all_bits"]) == (70, 6.0, 8.5)
+    assert found["relative"]["value"] == 0.8
+    assert found["detectors"]["value"] == 0.1
+    assert found["explained"]["value"] == 0.3
+    assert found["explained_by_position"]["value"] == 0.01
+    assert found["detectors"]["ci_low"] is not None
+    [twin] = record["controls"]
+    nothing = {"value": None, "ci_low": None, "ci_high": None}
+    assert twin["token_identity"] == {
+        "n_classes": 0, "bits": None, "all_bits": 8.5, "relative": nothing, "detectors": nothing,
+        "explained": nothing, "explained_by_position": nothing, "reason": "no reproducible class",
+    }  # fmt: skip
+
+
+def test_the_count_under_other_matching_stands_beside_the_headlines() -> None:
+    planted = rows(1.0) + rows(0.5, control="random_init")
+    matched = {"match_threshold": 0.72, "match_correlation": 0.5, "reproducible_null": 2.0}
+    assert "strictness" not in first_count(planted + beside("trained", **matched))
+    others = {"reproducible_cosine_0.9": 20.0, "reproducible_cosine_0.9_null": 0.0,
+              "reproducible_cosine_0.6": 80.0, "reproducible_cosine_0.6_null": 9.0,
+              "reproducible_correlation_0.3": 90.0}  # fmt: skip
+    full = [
+        row | {"note": "at the ceiling"}
+        for row in beside("trained", **{"reproducible_correlation_0.7": 31.0})
+    ]
+    record = first_count(planted + full + beside("trained", **(matched | others)))
+    found = record["strictness"]
+    assert [(one["by"], one["at"], one["headline"]) for one in found] == [
+        ("cosine", 0.6, False), ("cosine", 0.72, True), ("cosine", 0.9, False),
+        ("correlation", 0.3, False), ("correlation", 0.5, True), ("correlation", 0.7, False),
+    ]  # fmt: skip
+    assert [one["value"] for one in found] == [80, record["value"], 20, 90, record["value"], 31]
+    assert [one["null"] for one in found] == [9, 2, 0, None, 2, None]
+    assert [one["ci_high"] is None for one in found] == [False] * 5 + [True]
+    assert "strictness" not in record["controls"][0]
+
+
 def test_the_twin_stands_inside_its_record_and_has_its_own_exponent() -> None:
     found = summary(rows(1.0) + rows(0.5, control="random_init", scale=3.0))
     record = next(r for r in found["packing"] if r["estimator"] == "reproducible")
