@@ -110,9 +110,10 @@ def print_costs(costs: list[Cost], *, as_json: bool) -> None:
             "scratch MB": f"{row['scratch_bytes'] / 1e6:,.1f}",
             **({"peak MB": f"{row['memory_bytes'] / 1e6:,.0f}"} if total["n_units"] else {}),
             **({"GPU MB": f"{row['gpu_bytes'] / 1e6:,.0f}"} if total["gpu_bytes"] else {}),
-            "minutes": "?" if row["seconds"] is None else f"{row['seconds'] / 60:,.1f}",
+            "minutes": "not measured" if row["seconds"] is None else f"{row['seconds'] / 60:,.1f}",
         }
         for row in rows
     ]
-    where = f"expected cost on device {costs[0].device}, this machine as busy as it is now"
-    print_table(shown, f"{where}; minutes: {reason}" if (reason := costs[0].reason) else where)
+    reason = costs[0].reason
+    how = f"; minutes: {reason}" if reason else " of this machine as busy as it is now"
+    print_table(shown, f"expected cost on device {costs[0].device}{how}")

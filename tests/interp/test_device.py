@@ -284,6 +284,7 @@ def test_a_plan_has_no_times_of_a_device_that_is_not_here(
     told = " ".join(capsys.readouterr().out.split())
     assert "on device cuda" in told
     assert "minutes: not measured, there is no cuda here" in told
+    assert told.count("not measured") == 1 + len(there) + 1, "said, each part, and the total"
     with pytest.raises(UserError, match="time on cuda is not measured"):
         require_time(there, on_cuda(config, max_hours=1.0))
     require_fit(there, on_cuda(config), tmp_path)
