@@ -255,12 +255,11 @@ def _strictness_rows(
     latents: list[LatentSet], found: Reproducibility, held: HeldOut, k: int, seed: int
 ) -> list[Row]:
     """The count at other thresholds of both tests, and what chance gave there."""
+    generator = torch.Generator().manual_seed(seed)
     rows = []
-    for quantity, other in by_strictness(
-        latents, held.doc_ids, held.x, k=k, calibrated=found.count.threshold, seed=seed
-    ):
-        rows.append(_estimate_row(other.estimate) | {"quantity": quantity})
-        rows.append({"quantity": f"{quantity}_null", "value": float(other.null.s_ge[2])})
+    for one in by_strictness(latents, held.doc_ids, held.x, found.count, k=k, generator=generator):
+        rows.append(_estimate_row(one.estimate) | {"quantity": one.quantity})
+        rows.append({"quantity": f"{one.quantity}_null", "value": float(one.null)})
     return rows
 
 

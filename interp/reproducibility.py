@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -52,10 +53,21 @@ class Reproducibility:
         return float(np.sqrt(self.se_seeds**2 + self.se_documents**2 + self.null.s_ge[2]))
 
 
-class _Resampler:
+class Spread(NamedTuple):
+    """S_>=2 of all documents and seeds, and how it varies with either."""
+
+    count: int
+    leave_one_out: tuple[int, ...]
+    """Without each seed."""
+    v_seeds: float
+    v_documents: float
+
+
+class Resampler:
     """S_>=2 under any weighting of documents, without touching tokens again.
 
     Cosines do not depend on documents; liveness and agreement do, through sums by document.
+    `threshold` is the loosest cosine that can be asked about, and what is asked about by default.
     """
 
     def __init__(
@@ -69,7 +81,8 @@ class _Resampler:
         merged = [merge_duplicates(d) for d in dicts]
         z = [activation_matrix(d.acts, d.d_sae) for d in merged]
         by_document = document_indicator(doc_ids)
-        self.min_fires, self.min_correlation = min_fires, min_correlation
+        self.min_fires = min_fires
+        self.threshold, self.min_correlation = threshold, min_correlation
         self.totals = [DocumentTotals.of(d.acts, doc_ids, d.d_sae) for d in merged]
         self.seed_pairs = list(combinations(range(len(dicts)), 2))
         # A latent just short of min_fires may be live in a resample. Density is not retested: at
@@ -88,8 +101,15 @@ class _Resampler:
             self.edges.append(edges)
             self.cross.append(sp.csr_array(sp.hstack(blocks)))
 
-    def matched(self, weights: Float[np.ndarray, " doc"]) -> list[Edges]:
+    def matched(
+        self,
+        weights: Float[np.ndarray, " doc"],
+        threshold: float | None = None,
+        min_correlation: float | None = None,
+    ) -> list[Edges]:
         """The matching of every seed pair when document i is there weights[i] times."""
+        threshold = self.threshold if threshold is None else threshold
+        least = self.min_correlation if min_correlation is None else min_correlation
         n_tokens = float(weights @ self.totals[0].n_tokens)
         fires = [weights @ t.fires for t in self.totals]
         sums = [weights @ t.sums for t in self.totals]
@@ -104,7 +124,8 @@ class _Resampler:
                 (sums[a][i], sums[b][j]),
                 (squares[a][i], squares[b][j]),
             )
-            passed = edges.where(live[a][i] & live[b][j] & (agreement >= self.min_correlation))
+            agree = (agreement >= least) & (edges.cosines > threshold)
+            passed = edges.where(live[a][i] & live[b][j] & agree)
             found.append(passed.where(max_weight_matching(*passed)))
         return found
 
@@ -117,6 +138,25 @@ class _Resampler:
         ]
         return len(
             classes_of(len(self.totals), [pair for pair, _ in kept], [edges for _, edges in kept])
+        )
+
+    def spread(
+        self,
+        drawn: Iterable[Float[np.ndarray, " doc"]],
+        threshold: float | None = None,
+        min_correlation: float | None = None,
+    ) -> Spread:
+        """Jackknife over seeds, and variance over the weightings drawn."""
+        how = (threshold, min_correlation)
+        matched = self.matched(np.ones(len(self.totals[0].n_tokens)), *how)
+        n_seeds = len(self.totals)
+        leave_one_out = tuple(self.count(matched, without_seed=s) for s in range(n_seeds))
+        replicates = [self.count(self.matched(weights, *how)) for weights in drawn]
+        return Spread(
+            count=self.count(matched),
+            leave_one_out=leave_one_out,
+            v_seeds=(n_seeds - 1) ** 2 / n_seeds * float(np.var(leave_one_out, ddof=1)),
+            v_documents=float(np.var(replicates, ddof=1)),
         )
 
 
@@ -196,35 +236,38 @@ def reproducible_estimate(
         )
         raise InsufficientData(replace(partial, reason=reason))
 
-    resampler = _Resampler(dicts, doc_ids, threshold, min_correlation, min_fires)
-    matched = resampler.matched(np.ones(n_docs))
-    leave_one_out = tuple(resampler.count(matched, without_seed=s) for s in range(n_seeds))
-    replicates = [
-        resampler.count(resampler.matched(weights))
-        for weights in document_weights(n_docs, n_bootstrap, generator=generator)
-    ]
-    v_seeds = (n_seeds - 1) ** 2 / n_seeds * float(np.var(leave_one_out, ddof=1))
-    v_documents = float(np.var(replicates, ddof=1))
-    half = half_width(v_seeds, v_documents, float(null.s_ge[2]), n_seeds, n_bootstrap)
-    estimate = replace(
+    resampler = Resampler(dicts, doc_ids, threshold, min_correlation, min_fires)
+    spread = resampler.spread(document_weights(n_docs, n_bootstrap, generator=generator))
+    return Reproducibility(
+        estimate=with_interval(partial, count.s_ge[2], null.s_ge[2], spread, n_bootstrap),
+        count=count,
+        null=null,
+        leave_one_out=spread.leave_one_out,
+        se_seeds=float(np.sqrt(spread.v_seeds)),
+        se_documents=float(np.sqrt(spread.v_documents)),
+    )
+
+
+def with_interval(
+    partial: Estimate, count: int, null: int, spread: Spread, n_bootstrap: int
+) -> Estimate:
+    """`count` less `null` with its 95% interval; above CEILING_FRACTION of d_sae it is censored."""
+    value, d_sae = float(max(count - null, 0)), partial.d_sae or 0
+    n_seeds = len(spread.leave_one_out)
+    half = half_width(spread.v_seeds, spread.v_documents, float(null), n_seeds, n_bootstrap)
+    censored = count > CEILING_FRACTION * d_sae
+    return replace(
         partial,
+        value=value,
         ci_low=max(value - half, 0.0),
         ci_high=value + half,
         identified=not censored,
         censored=censored,
         reason=(
-            f"at the ceiling: {count.s_ge[2]} of {d_sae} latents reproduce (censored at D)"
+            f"at the ceiling: {count} of {d_sae} latents reproduce (censored at D)"
             if censored
             else None
         ),
-    )
-    return Reproducibility(
-        estimate=estimate,
-        count=count,
-        null=null,
-        leave_one_out=leave_one_out,
-        se_seeds=float(np.sqrt(v_seeds)),
-        se_documents=float(np.sqrt(v_documents)),
     )
 
 

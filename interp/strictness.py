@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.reproducibility import Reproducibility, reproducible_estimate
-from saes.latent_set import LatentSet
-from saes.matching import MIN_CORRELATION
+from interp.documents import document_weights
+from interp.estimate import Estimate
+from interp.reproducibility import Resampler, with_interval
+from saes.latent_set import MIN_FIRES, LatentSet
+from saes.matching import ReproducibleCount, null_sets, reproducible
 
 COSINES = (0.6, 0.7, 0.8, 0.9)
 """Least cosines of decoder rows, in place of the one that the null sets."""
 CORRELATIONS = (0.3, 0.4, 0.6, 0.7)
-"""Least correlations of activations, in place of MIN_CORRELATION."""
+"""Least correlations of activations, in place of one half."""
 SETTINGS = (*(("cosine", at) for at in COSINES), *(("correlation", at) for at in CORRELATIONS))
 """(what is set otherwise, to what); the other of the two tests stays as it is."""
 
@@ -26,31 +31,45 @@ def quantity_of(by: str, at: float) -> str:
     return f"reproducible_{by}_{at:g}"
 
 
+class AtStrictness(NamedTuple):
+    """S_>=2 under one setting."""
+
+    quantity: str
+    estimate: Estimate
+    null: int
+    """What random dictionaries match under it, subtracted."""
+
+
 def by_strictness(
     dicts: Sequence[LatentSet],
     doc_ids: Int[Tensor, " token"],
     x_held: Float[Tensor, "token d_in"],
+    headline: ReproducibleCount,
     *,
     k: int,
-    calibrated: float,
-    seed: int,
-) -> Iterator[tuple[str, Reproducibility]]:
-    """(quantity, estimate) of every setting, each with a null and an interval of its own.
+    generator: torch.Generator,
+    n_bootstrap: int = 100,
+) -> Iterator[AtStrictness]:
+    """Every setting with a null and an interval of its own, as in `reproducible_estimate`.
 
-    calibrated: the cosine of the headline's count, which is not counted again. All settings draw
-    the same random dictionaries and documents, so that they differ in nothing else. Below the
-    calibrated cosine more random directions meet: their number is subtracted here as it is there.
+    headline: the count of the same dictionaries, whose cosine is not counted again. All settings
+    share the random dictionaries and the samples of documents, so that they differ in nothing
+    else. Below the calibrated cosine more random directions meet, and as many are subtracted.
     """
+    loosest = min(*COSINES, headline.threshold)
+    nulls = null_sets(x_held, headline.n_live, k, threshold=loosest, generator=generator)
+    n_docs = len(np.unique(np.asarray(doc_ids)))
+    drawn = list(document_weights(n_docs, n_bootstrap, generator=generator))
+    resampler = Resampler(dicts, doc_ids, loosest, headline.min_correlation, MIN_FIRES)
+    d_sae, d_in = dicts[0].W_dec.shape
+    blank = Estimate("reproducible", None, n_tokens=dicts[0].n_tokens, n_seeds=len(dicts),
+                     d_sae=d_sae, k=k)  # fmt: skip
     for by, at in SETTINGS:
-        if by == "cosine" and math.isclose(at, calibrated, abs_tol=1e-6):
+        if by == "cosine" and math.isclose(at, headline.threshold, abs_tol=1e-6):
             continue
-        found = reproducible_estimate(
-            dicts,
-            doc_ids,
-            x_held,
-            k=k,
-            threshold=at if by == "cosine" else calibrated,
-            min_correlation=at if by == "correlation" else MIN_CORRELATION,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        yield quantity_of(by, at), found
+        how = (at, headline.min_correlation) if by == "cosine" else (headline.threshold, at)
+        null = reproducible(nulls, *how).s_ge[2]
+        spread = resampler.spread(drawn, *how)
+        found = with_interval(blank, spread.count, null, spread, n_bootstrap)
+        per_dim = (found.value or 0.0) / d_in
+        yield AtStrictness(quantity_of(by, at), replace(found, per_dim=per_dim), null)

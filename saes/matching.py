@@ -34,6 +34,7 @@ __all__ = [
     "live_mask",
     "match_pair",
     "null_reproducible",
+    "null_sets",
     "null_threshold",
     "reproducible",
 ]
@@ -213,10 +214,28 @@ def null_reproducible(
 ) -> ReproducibleCount:
     """`reproducible` of random dictionaries: the count that matching alone produces.
 
-    One dictionary per seed with that seed's number of live latents, directions from
-    N(0, covariance of x_held), encoded like the trained ones (TopK with the same k) so that the
-    agreement of activations is tested too, on the first `max_tokens` held-out tokens. Near zero at
-    the threshold of `null_threshold`; what it finds is to be subtracted.
+    Near zero at the threshold of `null_threshold`; what it finds is to be subtracted.
+    """
+    sets = null_sets(
+        x_held, n_live, k, threshold=threshold, generator=generator, max_tokens=max_tokens
+    )
+    return reproducible(sets, threshold, min_correlation)
+
+
+def null_sets(
+    x_held: Float[Tensor, "token d_in"],
+    n_live: Sequence[int],
+    k: int,
+    *,
+    threshold: float,
+    generator: torch.Generator,
+    max_tokens: int = NULL_TOKENS,
+) -> list[LatentSet]:
+    """Random dictionaries, to be matched at `threshold` or a stricter one.
+
+    One per seed with that seed's number of live latents, directions from N(0, covariance of
+    x_held), encoded like the trained ones (TopK with the same k) so that the agreement of
+    activations is tested too, on the first `max_tokens` held-out tokens.
     """
     root = covariance_root(x_held)
     directions = [random_directions(root, max(n, 1), generator=generator) for n in n_live]
@@ -228,5 +247,4 @@ def null_reproducible(
     # Encoding costs as much as evaluating the trained SAEs and changes nothing where none meet.
     tokens = x_held[:max_tokens] if any(len(e.left) for e in meet) else x_held[:2]
     sets = [random_latent_set(tokens, d, k) for d in directions]
-    sets = [LatentSet(s.W_dec, s.acts, u) for s, u in zip(sets, used, strict=True)]
-    return reproducible(sets, threshold, min_correlation)
+    return [LatentSet(s.W_dec, s.acts, u) for s, u in zip(sets, used, strict=True)]

@@ -20,9 +20,9 @@ from interp.packing import (
     reproducible_estimate,
     saturation,
 )
-from interp.reproducibility import _Resampler, half_width
+from interp.reproducibility import Resampler, half_width
 from interp.strictness import by_strictness
-from saes.matching import null_reproducible, reproducible
+from saes.matching import reproducible
 from saes.sae import SparseActs
 
 THRESHOLD = 0.7
@@ -195,7 +195,7 @@ def test_resampled_documents_equal_repeated_documents():
     # The sums by document must give what matching the repeated tokens from scratch gives.
     world = World(zipf=1.5)
     dicts = world.seeds(3)
-    resampler = _Resampler(dicts, world.doc_ids, THRESHOLD, 0.6, 10)
+    resampler = Resampler(dicts, world.doc_ids, THRESHOLD, 0.6, 10)
     unweighted = reproducible(dicts, THRESHOLD, 0.6).s_ge[2]
     assert resampler.count(resampler.matched(np.ones(40))) == unweighted
     rng = np.random.default_rng(0)
@@ -267,33 +267,40 @@ def test_noise_counts_about_nothing():
     assert found.estimate.value <= 1
 
 
-def test_every_strictness_is_the_count_at_its_thresholds():
+def test_every_strictness_is_the_estimate_at_its_thresholds():
     world = World(d_in=16)
     dicts = world.seeds(3)
-    k = 3
-    found = dict(by_strictness(dicts, world.doc_ids, world.x, k=k, calibrated=0.8, seed=0))
+    headline = reproducible(dicts, 0.8)
+    options = {"k": 3, "n_bootstrap": 30}
+    found = {
+        one.quantity: one
+        for one in by_strictness(
+            dicts, world.doc_ids, world.x, headline, generator=generator(), **options
+        )
+    }
     # Four cosines less the calibrated one, and four correlations.
     assert list(found) == [
         "reproducible_cosine_0.6", "reproducible_cosine_0.7", "reproducible_cosine_0.9",
         "reproducible_correlation_0.3", "reproducible_correlation_0.4",
         "reproducible_correlation_0.6", "reproducible_correlation_0.7",
     ]  # fmt: skip
+    before = {}
     for name, one in found.items():
         by, at = name.split("_")[1:]
         cosine, correlation = (float(at), 0.5) if by == "cosine" else (0.8, float(at))
-        count = reproducible(dicts, cosine, correlation)
-        assert one.count.s_ge == count.s_ge, name
-        null = null_reproducible(
-            world.x, count.n_live, k, threshold=cosine, min_correlation=correlation,
-            generator=generator(),
+        alone = reproducible_estimate(
+            dicts, world.doc_ids, world.x, threshold=cosine, min_correlation=correlation,
+            generator=generator(), **options,
         )  # fmt: skip
-        assert one.null.s_ge == null.s_ge, name
-        assert one.estimate.value == max(count.s_ge[2] - null.s_ge[2], 0)
-        assert one.estimate.ci_low < one.estimate.ci_high
-    counts = [one.count.s_ge[2] for one in found.values()]
-    assert counts[3] > counts[6], "activations that agree little are asked to agree more"
-    assert found["reproducible_cosine_0.6"].null.s_ge[2] > 0
-    assert found["reproducible_cosine_0.9"].null.s_ge[2] == 0
+        assert one.null == alone.null.s_ge[2], name
+        for field in ("value", "ci_low", "ci_high", "per_dim", "n_tokens", "d_sae", "censored"):
+            assert getattr(one.estimate, field) == pytest.approx(getattr(alone.estimate, field)), (
+                name
+            )
+        before[name] = alone.count.s_ge[2]
+    assert before["reproducible_correlation_0.3"] > before["reproducible_correlation_0.7"]
+    assert found["reproducible_cosine_0.6"].null > 0
+    assert found["reproducible_cosine_0.9"].null == 0
 
 
 def test_too_few_seeds_or_documents_are_refused():
