@@ -44,7 +44,7 @@ def heat_map(rows: Sequence[PackingRow]) -> Figure | None:
     )
     widths = sorted(models, key=lambda model: model.d_model or 0, reverse=True)
     y = alt.Y("label:O", title="model width d_model", sort=[model.label for model in widths])
-    shade = alt.Color("value:Q", scale=alt.Scale(range="ramp"), legend=None)
+    shade = alt.Color("value:Q", scale=alt.Scale(range="heatmap"), legend=None)
     tooltip = [
         alt.Tooltip("model:N"),
         alt.Tooltip("depth:N"),
@@ -60,10 +60,7 @@ def heat_map(rows: Sequence[PackingRow]) -> Figure | None:
         spec=marks.specification(
             [
                 marks.layer(cells).mark_rect(style="cell").encode(x, y, shade, tooltip=tooltip),
-                *(
-                    marks.layer(cells).mark_text(style=style).encode(x, y, text="text:N")
-                    for style in (["label", "halo"], "label")
-                ),
+                marks.layer(cells).mark_text(style="label").encode(x, y, text="text:N"),
             ],
             height=ROW_HEIGHT * len(models),
         ),

@@ -36,6 +36,7 @@ def light() -> dict[str, Any]:
         trained="#0072b2",
         twin="#d55e00",
         ramp=["#7fb8dc", "#0072b2", "#00304d"],
+        cells=["#eaf3fa", "#56a5d6"],
         levers=["#1b1f24", "#59636e", "#0072b2", "#d55e00", "#00835d", "#b0418a", "#8a6d00"],
     )
 
@@ -50,6 +51,7 @@ def dark() -> dict[str, Any]:
         trained="#56b4e9",
         twin="#e69f00",
         ramp=["#2d6a94", "#56b4e9", "#cdeafb"],
+        cells=["#1d2b36", "#28688f"],
         levers=["#e8eaed", "#a3adb8", "#56b4e9", "#e69f00", "#2fc79a", "#e8a0c8", "#f0e442"],
     )
 
@@ -63,6 +65,7 @@ def _config(
     trained: str,
     twin: str,
     ramp: list[str],
+    cells: list[str],
     levers: list[str],
 ) -> dict[str, Any]:
     return {
@@ -118,13 +121,14 @@ def _config(
             "padding": 4,
             "offset": 14,
         },
-        # "diverging" holds the colours of LEVERS.
+        # "diverging" holds the colours of LEVERS; "heatmap" shades under numbers in ink.
         # "category" strokes and "ordinal" fills of KINDS: hollow is filled with paper, so that the
         # interval does not run through the mark.
         "range": {
             "category": [trained, trained, twin, twin],
             "ordinal": [trained, paper, twin, paper],
             "ramp": ramp,
+            "heatmap": cells,
             "diverging": levers,
         },
         "concat": {"spacing": 26},

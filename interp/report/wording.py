@@ -8,6 +8,11 @@ from interp.report.records import Interval
 ABSENT = "–"
 SUBLAYERS = {"hook_attn_out": "what attention adds", "hook_mlp_out": "what the MLP adds"}
 """Hook points that are not the residual stream, by the end of their names."""
+CONTROLS = {
+    "random_init": "untrained twin",
+    "shuffled_tokens": "shuffled tokens",
+    "matched_gaussian": "matched Gaussian",
+}
 
 
 def significant(value: float | None, digits: int = 3) -> str:

@@ -65,6 +65,21 @@ def test_the_map_has_a_cell_for_every_model_and_depth_with_its_number(
     assert drawn["encoding"]["x"]["sort"] == ["25%", "50%", "75%", "100%"]
 
 
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb. Source: WCAG 2.2."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("config", [light(), dark()], ids=["light", "dark"])
+def test_the_numbers_of_the_map_are_readable_on_every_shade(config: dict[str, Any]) -> None:
+    ink = luminance(config["style"]["label"]["color"])
+    for shade in config["range"]["heatmap"]:
+        low, high = sorted((ink, luminance(shade)))
+        assert (high + 0.05) / (low + 0.05) > 4.5  # what WCAG asks of small text
+
+
 def test_one_depth_or_one_model_needs_no_map() -> None:
     data = report_run.summary()
     one_depth = data | {"packing": [r for r in data["packing"] if r["layer"] == 1]}
