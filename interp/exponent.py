@@ -95,13 +95,11 @@ def fit_exponent(
     lost = f"; {dropped} rows have no positive count or bound" if dropped else ""
     refusal = None
     if n < MIN_MODELS:
-        usable = "no model has" if n == 0 else "one model has" if n == 1 else f"{n} models have"
-        refusal = f"{usable} a count that may be used; the exponent needs {MIN_MODELS}{lost}"
+        refusal = f"{n} models with a count; beta needs {MIN_MODELS}{lost}"
     elif n_exact < MIN_UNCENSORED:
-        bounds = f"{n - n_exact} of {n} counts are only bounds"
-        refusal = f"{bounds}; the exponent needs {MIN_UNCENSORED} that are not{lost}"
+        refusal = f"{n - n_exact} of {n} counts are only bounds; beta needs {MIN_UNCENSORED} counts"
     elif n_widths < 3:
-        refusal = f"{n_widths} widths have a count; the exponent needs three"
+        refusal = f"{n_widths} widths with a count; beta needs three"
     if refusal:
         return ExponentFit(None, None, None, n, n - n_exact, None, None, None, "none", refusal)
 

@@ -250,6 +250,8 @@ def _width(summary: Summary, rows: Sequence[PackingRow]) -> str:
     exponent = summary.exponent
     if exponent.beta.value is None:
         why = f": {exponent.reason}" if exponent.reason else ""
+        if exponent.n_models == 0:
+            why = ": no count here may be used for that"
         return f"How the count grows with width is not identified{why}." if rows else ""
     text = (
         f"Across {plural(exponent.n_models, 'model') if exponent.n_models else 'the models'} the "

@@ -189,7 +189,8 @@ def _fits(summary: Summary) -> list[str]:
         why = f": {summary.scaling.reason}" if summary.scaling.reason else ""
         found.append(f"The loss curve is not identified{why}.")
     if summary.exponent.reason:
-        found.append(f"The packing exponent: {summary.exponent.reason}.")
+        lost = " is not identified" if summary.exponent.beta.value is None else ""
+        found.append(f"The packing exponent beta{lost}: {summary.exponent.reason}.")
     return found
 
 

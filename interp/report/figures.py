@@ -193,7 +193,7 @@ def _key(rows: Sequence[PackingRow], *, numbers_are: str = "", band: bool = Fals
     if any(row.per_dim.low is not None for row in rows):
         parts.append("bars: 95% intervals")
     if any(row.censored or (row.twin is not None and row.twin.censored) for row in rows):
-        parts.append("arrow: censored at D")
+        parts.append("arrow: lower bound, censored at D")
     if not all(row.counts for row in rows):
         parts.append("hollow: not converged, enters no fit")
     if band:

@@ -60,7 +60,7 @@ def width_axis(widths: Iterable[int]) -> alt.X:
         "x:Q",
         title="model width d_model (log scale)",
         scale=alt.Scale(type="log", base=2, nice=False, padding=26),
-        axis=alt.Axis(values=ticks, format="d", labelOverlap=True, labelSeparation=4),
+        axis=alt.Axis(values=ticks, format="d", labelOverlap="greedy", labelSeparation=4),
     )
 
 

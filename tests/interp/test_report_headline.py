@@ -341,6 +341,17 @@ def test_beta_is_read_against_zero_and_one(
     assert says in reading_of(Exponent(beta=Interval(0.5, low, high)))
 
 
+def test_no_exponent_without_a_count_is_said_in_plain_words() -> None:
+    data = report_run.summary()
+    reason = "0 models with a count; beta needs 4"
+    data["exponent"] = {"beta": None, "n_models": 0, "reason": reason}
+    found = " ".join(answer(read_summary(data)).more)
+    assert "grows with width is not identified: no count here may be used for that." in found
+    assert f"The packing exponent beta is not identified: {reason}." in caveats(read_summary(data))
+    data["exponent"] |= {"n_models": 3}
+    assert reason in " ".join(answer(read_summary(data)).more)
+
+
 def test_width_is_never_taken_for_an_explanation() -> None:
     assert (
         "cannot be told here: width drives both"
