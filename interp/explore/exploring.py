@@ -104,6 +104,7 @@ def _measure(run: Run, root: Path, wanted: Sequence[Group], progress: Progress) 
         for group in mine:
             facts = pages.read_facts(root / group.key)
             if facts is not None and facts.settings == _settings(run, group):
+                pages.write_page(root, facts)
                 progress.skip(_work(group))
             else:
                 todo.append(group)

@@ -186,6 +186,11 @@ def write_group(
     return done
 
 
+def write_page(root: Path, facts: Facts) -> None:
+    """The page of a group that has its data already, as this version draws it."""
+    durable.write(root / facts.key / "index.html", _group_page(facts).encode())
+
+
 def write_related(
     root: Path,
     facts: Facts,
