@@ -288,7 +288,7 @@ def _twin_quality(row: PackingRow) -> str:
 
 def _minus_twin(row: PackingRow) -> str:
     difference = contrast(row)
-    return "–" if difference is None else with_interval(difference.difference)
+    return "–" if difference is None else with_interval(difference.difference, most=3)
 
 
 def _flag_or_number(value: Any) -> str:

@@ -65,19 +65,28 @@ def test_the_map_has_a_cell_for_every_model_and_depth_with_its_number(
     assert drawn["encoding"]["x"]["sort"] == ["25%", "50%", "75%", "100%"]
 
 
-def luminance(colour: str) -> float:
-    """Relative luminance of #rrggbb. Source: WCAG 2.2."""
-    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
 @pytest.mark.parametrize("config", [light(), dark()], ids=["light", "dark"])
 def test_the_numbers_of_the_map_are_readable_on_every_shade(config: dict[str, Any]) -> None:
-    ink = luminance(config["style"]["label"]["color"])
-    for shade in config["range"]["heatmap"]:
-        low, high = sorted((ink, luminance(shade)))
-        assert (high + 0.05) / (low + 0.05) > 4.5  # what WCAG asks of small text
+    ink = config["style"]["label"]["color"]
+    # What WCAG asks of small text.
+    assert all(contrast_ratio(ink, shade) > 4.5 for shade in config["range"]["heatmap"])
+
+
+def test_one_width_has_no_loss_curve_and_its_twin_beside_it() -> None:
+    data = report_run.summary()
+    name = data["models"][0]["name"]
+    only = {
+        "models": data["models"][:1],
+        "packing": [record for record in data["packing"] if record["model"] == name],
+    }
+    drawn = all_figures(read_summary(data | only))
+    assert "loss_against_width" not in drawn
+    figure = drawn["packing_against_width"]
+    (points,) = [one for one in layers(figure, "point") if "fill" in one["encoding"]]
+    low, high = points["encoding"]["x"]["scale"]["domain"]
+    model, twin = (point["x"] for point in values(figure, points))
+    assert low < model < twin < high
+    assert (twin - model) / (high - low) < 0.1
 
 
 def test_one_depth_or_one_model_needs_no_map() -> None:

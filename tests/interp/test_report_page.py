@@ -209,7 +209,7 @@ def test_estimators_in_the_tables_are_explained(
     data = report_run.summary()
     data["packing"].append(data["packing"][0] | {"estimator": "hill_1"})
     text = Structure(light_page(data)).text
-    assert "hill_1 the effective number of latents" in text
+    assert "hill_1 The effective number of latents" in text
     assert "live_latents_10" not in text
 
 
