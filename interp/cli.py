@@ -128,10 +128,17 @@ def build_parser() -> OneLineParser:
     loss.add_argument("model", nargs="+", metavar="MODEL", help=MODEL_HELP + ", or a family")
     loss.add_argument("--text", default="deps", metavar="SRC", help=TEXT_HELP)
     loss.add_argument(
-        "--tokens", type=count, default=_LOSS_TOKENS, metavar="N", help="at most N tokens"
+        "--tokens",
+        type=count,
+        default=_LOSS_TOKENS,
+        metavar="N",
+        help="at most N tokens (default: %(default)s)",
     )
     loss.add_argument(
-        "--split", choices=("all", "train", "held_out"), default="held_out", help="of documents"
+        "--split",
+        choices=("all", "train", "held_out"),
+        default="held_out",
+        help="which documents (default: %(default)s)",
     )
     loss.add_argument(
         "--stride",
@@ -182,7 +189,13 @@ def build_parser() -> OneLineParser:
         "what a study would cost: units, operations, bytes, memory, time; or what would fit",
         "interp plan full --seeds 3",
     )
-    plan.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="whose disk")
+    plan.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="where it would be written, whose disk must have room (default: %(default)s)",
+    )
     _study_options(plan)
     json_flag(plan)
 
@@ -244,15 +257,18 @@ def _study_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default="quick",
         metavar="PRESET|FAMILY|CONFIG.yaml",
-        help="quick (a preview, minutes), full (the result, hours), a family with the settings of "
-        "quick (ladder, gpt2, pythia, opt, qwen2.5, cerebras-gpt), or a YAML file",
+        help="quick (the default: a preview, minutes), full (the result, many hours), referee "
+        "(models of one width), a family with the settings of quick (ladder, gpt2, pythia, opt, "
+        "qwen2.5, cerebras-gpt), or a YAML file",
     )
     parser.add_argument(
         "--models", nargs="+", metavar="MODEL", help="these models instead of the preset's"
     )
     parser.add_argument("--text", metavar="SRC", help=TEXT_HELP)
-    parser.add_argument("--tokens", type=count, metavar="N", help="training tokens of each SAE")
-    parser.add_argument("--seeds", type=int, metavar="N", help="SAE seeds")
+    parser.add_argument(
+        "--tokens", type=count, metavar="N", help="training tokens of each SAE (the preset's)"
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="SAEs of each size (the preset's)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument(
         "--device",
@@ -381,6 +397,7 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _status(args: argparse.Namespace) -> None:
+    from interp.report.wording import CONTROLS
     from interp.status import ago, status
 
     found = status(args.dir)
@@ -394,7 +411,9 @@ def _status(args: argparse.Namespace) -> None:
         return
     rows = [
         {
-            "part": part.model if part.control == "trained" else f"{part.model}, {part.control}",
+            "part": part.model
+            if part.control == "trained"
+            else f"{part.model}, {CONTROLS.get(part.control, part.control)}",
             "state": part.state,
             "what there is, or why it would run again": part.detail,
             "changed": ago(part.changed),

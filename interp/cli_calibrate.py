@@ -25,17 +25,23 @@ def add(commands: Any) -> None:
         nargs="?",
         default="compact",
         metavar="PRESET",
-        help="compact (nine cells once, minutes) or full (a grid, 100 times, days)",
+        help="compact (the default: nine cells once, minutes) or full (a grid, 100 times, days)",
     )
     calibrate.add_argument("--out", type=Path, metavar="DIR", help="default: runs/calibrate-PRESET")
     calibrate.add_argument(
-        "--replicates", type=int, metavar="N", help="replicates of every cell instead"
+        "--replicates", type=int, metavar="N", help="replicates of every cell (the preset's)"
     )
-    calibrate.add_argument("--rows", type=count, metavar="N", help="training rows of each SAE")
     calibrate.add_argument(
-        "--sizes", nargs="+", type=int, metavar="N", help="dictionary sizes per dimension"
+        "--rows", type=count, metavar="N", help="training rows of each SAE (the preset's)"
     )
-    calibrate.add_argument("--cells", nargs="+", metavar="CELL", help="these cells of the preset")
+    calibrate.add_argument(
+        "--sizes",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="dictionary sizes per dimension (the preset's)",
+    )
+    calibrate.add_argument("--cells", nargs="+", metavar="CELL", help="some of its cells")
     calibrate.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     calibrate.add_argument(
         "--ship", action="store_true", help="put the result into the package, for reports"
@@ -49,8 +55,16 @@ def add(commands: Any) -> None:
         "the count of a toy model's hidden states beside what it represents and loses; resumes",
         "interp bridge --out runs/bridge",
     )
-    bridge.add_argument("--out", type=Path, default=Path("runs/bridge"), metavar="DIR")
-    bridge.add_argument("--steps", type=count, metavar="N", help="of each toy model (10000)")
+    bridge.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/bridge"),
+        metavar="DIR",
+        help="default: %(default)s",
+    )
+    bridge.add_argument(
+        "--steps", type=count, metavar="N", help="training steps of each toy model (10000)"
+    )
     bridge.add_argument("--rows", type=count, metavar="N", help="training rows of each SAE (1M)")
     bridge.add_argument("--seeds", type=int, metavar="N", help="SAEs of each size (5)")
     bridge.add_argument("--per-dim", nargs="+", type=int, metavar="N", help="features (2 4 8)")

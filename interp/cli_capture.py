@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
         "interp capture ladder/d064 --out acts --hook-points resid_post --tokens 1M --loss",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of the store")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
         "--hook-points",
         nargs="+",
@@ -48,10 +48,13 @@ def add(commands: Any) -> None:
         help="blocks.N.hook_KIND, or KIND for every layer: resid_pre, attn_out, resid_mid, "
         "mlp_out, resid_post",
     )
-    parser.add_argument("--tokens", type=count, required=True, metavar="N", help="at most N")
+    parser.add_argument("--tokens", type=count, required=True, metavar="N", help="at most N tokens")
     parser.add_argument("--text", default="deps", metavar="SRC", help=TEXT_HELP)
     parser.add_argument(
-        "--split", choices=("all", "train", "held_out"), default="train", help="of documents"
+        "--split",
+        choices=("all", "train", "held_out"),
+        default="train",
+        help="which documents (default: %(default)s)",
     )
     model_options(parser)
     parser.add_argument("--store-dtype", choices=DTYPES, help="on disk (default: --dtype)")
@@ -59,12 +62,20 @@ def add(commands: Any) -> None:
         "--positions",
         choices=("sae", "all"),
         default="sae",
-        help="sae: without position 0, tokens before documents and high-norm sinks",
+        help="sae (default): without position 0, tokens before documents and high-norm sinks",
     )
     parser.add_argument("--loss", action="store_true", help="store each token's loss too")
-    parser.add_argument("--batch", type=int, default=32, metavar="N", help="blocks at once")
-    parser.add_argument("--budget", type=size, metavar="BYTES", help="at most, such as 20GB")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=32,
+        metavar="N",
+        help="blocks of one context each in a forward pass (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--budget", type=size, metavar="BYTES", help="refuse to write more, such as 20GB"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     parser.add_argument("--repair", action="store_true", help="capture damaged shards again")
     parser.add_argument(
         "--plan", action="store_true", help="only say what it would cost, after a short trial"

@@ -24,19 +24,25 @@ def add(commands: Any) -> None:
     labels.add_argument("dir", type=Path, metavar="DIR", help="a finished study of Python text")
     labels.add_argument("--models", nargs="+", metavar="MODEL", help="some of its models")
     labels.add_argument(
-        "--tokens", type=count, default=131_072, metavar="N", help="held-out tokens"
+        "--tokens",
+        type=count,
+        default=131_072,
+        metavar="N",
+        help="held-out tokens (default: %(default)s)",
     )
     json_flag(labels)
 
 
 def _labels(args: argparse.Namespace) -> None:
     from interp.labelling import label_run
+    from interp.report.wording import CONTROLS
     from interp.run import TWIN, open_run
 
     found = []
     for one in label_run(open_run(args.dir), args.models, n_tokens=args.tokens):
         found.append(one)
-        print(f"{one.model}, {one.control}, {one.spot.stream}: done", file=sys.stderr)
+        weights = CONTROLS.get(one.control, one.control)
+        print(f"{one.model}, {weights}, {one.spot.stream}: done", file=sys.stderr)
     if args.json:
         print_json([one.to_json() for one in found])
         return
@@ -45,7 +51,7 @@ def _labels(args: argparse.Namespace) -> None:
         low, high = min(one.n_dedicated), max(one.n_dedicated)
         rows.append(
             {
-                "model": f"{one.model}, random twin" if one.control == TWIN else one.model,
+                "model": f"{one.model}, untrained twin" if one.control == TWIN else one.model,
                 "layer": one.spot.layer,
                 "about": one.spot.about,
                 "D": one.spot.d_sae,

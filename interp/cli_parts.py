@@ -40,7 +40,12 @@ def command(
 
 def model_options(parser: argparse.ArgumentParser) -> None:
     """How to load a model; `load_options` reads them."""
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the model")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of the model's weights (default: %(default)s)",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
     parser.add_argument(
         "--device-map", choices=("auto",), help="spread the model over all devices there are"
@@ -77,12 +82,25 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
     from rich.text import Text
 
     # Brackets in titles, names and intervals are text, not markup.
-    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
-    for column, value in rows[0].items() if rows else []:
-        table.add_column(column, justify="left" if isinstance(value, str) else "right")
+    table = Table(box=None, pad_edge=False)
+    for column in rows[0] if rows else []:
+        numbers = all(_is_number(row[column]) for row in rows)
+        table.add_column(column, justify="right" if numbers else "left")
     for row in rows:
         table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
-    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 160, markup=False)
+    if title:  # a title of the table itself would wrap at its width
+        console.print(Text(title), soft_wrap=True)
+    console.print(table)
+
+
+def _is_number(cell: Any) -> bool:
+    """Whether a cell lines up with numbers; `-` stands for one that is not there."""
+    try:
+        float(str(cell).replace(",", "").removesuffix("%"))
+    except ValueError:
+        return cell in ("", "-", "–")
+    return True
 
 
 def print_costs(costs: list[Cost], *, as_json: bool) -> None:

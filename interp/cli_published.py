@@ -36,7 +36,11 @@ def add(commands: Any) -> None:
     published.add_argument("--hook-point", metavar="POINT", help="where the SAE does not say")
     published.add_argument("--text", default="deps", metavar="SRC", help=TEXT_HELP)
     published.add_argument(
-        "--tokens", type=count, default=65_536, metavar="N", help="held-out tokens"
+        "--tokens",
+        type=count,
+        default=65_536,
+        metavar="N",
+        help="held-out tokens (default: %(default)s)",
     )
     json_flag(published)
 

@@ -55,7 +55,11 @@ def add(commands: Any) -> None:
     judge.add_argument("--model", required=True, metavar="MODEL", help=MODEL_HELP)
     judge.add_argument("--text", default="deps", metavar="SRC", help=TEXT_HELP)
     judge.add_argument(
-        "--tokens", type=count, default=_EVAL_TOKENS, metavar="N", help="held-out tokens"
+        "--tokens",
+        type=count,
+        default=_EVAL_TOKENS,
+        metavar="N",
+        help="held-out tokens (default: %(default)s)",
     )
     judge.add_argument("--hook-point", metavar="POINT", help="where an SAE's file does not say")
     json_flag(judge)

@@ -56,7 +56,11 @@ def add(commands: Any) -> None:
         help="token frequencies, loss and overlap by frequency; " + TEXT_HELP,
     )
     geometry.add_argument(
-        "--tokens", type=count, default=_BAND_TOKENS, metavar="N", help="of each split of --text"
+        "--tokens",
+        type=count,
+        default=_BAND_TOKENS,
+        metavar="N",
+        help="of each split of --text (default: %(default)s)",
     )
     geometry.add_argument(
         "--histogram", action="store_true", help="with --json: the overlaps of sampled pairs"
@@ -83,7 +87,11 @@ def add(commands: Any) -> None:
         "--data-exponent", type=_positive, metavar="B", help="hold b instead of fitting it"
     )
     fit.add_argument(
-        "--bootstrap", type=_natural, default=400, metavar="N", help="resamples of models; 0: none"
+        "--bootstrap",
+        type=_natural,
+        default=400,
+        metavar="N",
+        help="resamples of models, 0 for none (default: %(default)s)",
     )
     fit.add_argument("--figure", type=Path, metavar="FILE", help=_FIGURE_HELP)
     json_flag(fit)

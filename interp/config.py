@@ -287,7 +287,9 @@ def read_config(path: Path) -> StudyConfig:
     try:
         text = path.read_text()
         data, lines = yaml.safe_load(text), _lines(yaml.compose(text))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give a YAML file that can be read") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(
             f"{path}: cannot be read as YAML ({_first_line(error)}); mend it"
         ) from error

@@ -99,6 +99,13 @@ class Estimate:
         return asdict(self)
 
 
+class Estimates(list[Estimate]):
+    """A list of estimates, which Jupyter shows as one table."""
+
+    def _repr_html_(self) -> str:
+        return jupyter.table([{"estimator": one.estimator} | one._facts() for one in self])
+
+
 class InsufficientData(Exception):
     """Too few data for the estimator; what could still be said is attached.
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import UserError
-from interp.estimate import Estimate, InsufficientData
+from interp.estimate import Estimate, Estimates, InsufficientData
 from interp.packing import DocumentTotals, hill, live_latents, reproducible_estimate
 from saes.latent_set import LatentSet
 from saes.metrics import evaluate
@@ -57,7 +57,7 @@ def estimate(
         except InsufficientData as refusal:
             found.append(refusal.partial)
     found += one_seed_estimates(saes[0], codes[0], doc_ids, seed=seed)
-    return [e.with_training(fvu=fvu) for e in found]
+    return Estimates(e.with_training(fvu=fvu) for e in found)
 
 
 def one_seed_estimates(

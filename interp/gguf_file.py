@@ -1,6 +1,6 @@
 """A quantized .gguf file -> a dequantized transformers model and its tokenizer.
 
-Needs the package `gguf` (`pip install superscope[gguf]`); transformers does the conversion.
+Needs the package `gguf` (the extra `gguf`); transformers does the conversion.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ def read(
     from transformers import AutoConfig
 
     if find_spec("gguf") is None:
-        raise UserError(
-            f"{path}: reading GGUF needs the package gguf; pip install 'superscope[gguf]'"
-        )
+        raise UserError(f"{path}: reading GGUF needs the package gguf; pip install 'gguf>=0.17'")
     try:
         with path.open("rb") as file:
             magic = file.read(4)

@@ -213,9 +213,7 @@ def _tensor(file: Path, tensor: str, name: str) -> Float[Tensor, "row d_model"]:
 
 def _from_gguf(path: Path, which: Which) -> Matrix:
     if find_spec("gguf") is None:
-        raise UserError(
-            f"{path}: reading GGUF needs the package gguf; pip install 'superscope[gguf]'"
-        )
+        raise UserError(f"{path}: reading GGUF needs the package gguf; pip install 'gguf>=0.17'")
     from gguf import GGUFReader
     from gguf.quants import dequantize
 

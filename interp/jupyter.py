@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -17,6 +17,19 @@ def facts(title: str, rows: Mapping[str, object]) -> str:
         if value is not None
     )
     return f"<table><caption><b>{escape(title)}</b></caption>{lines}</table>"
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """A line per row; columns that are empty in all of them are left out."""
+    columns = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
+    head = "".join(f'<th scope="col" style="text-align:left">{escape(c)}</th>' for c in columns)
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td style="text-align:left">{escape(row[name])}</td>' for name in columns)
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def pictures(files: Iterable[Path]) -> str:

@@ -51,9 +51,12 @@ class LossResult:
     document_bytes: Float[Tensor, " doc"]
 
     def __repr__(self) -> str:
+        ends = self.ci_nats_per_token
+        interval = f" [{ends[0]:.4f}, {ends[1]:.4f}]" if ends else ""
         return (
-            f"LossResult({self.nats_per_token:.4f} nats/token, {self.nats_per_byte:.4f} nats/byte, "
-            f"{self.n_tokens:,} tokens, {self.n_docs:,} documents)"
+            f"LossResult({self.nats_per_token:.4f}{interval} nats/token, "
+            f"{self.nats_per_byte:.4f} nats/byte, {self.n_tokens:,} tokens, "
+            f"{self.n_docs:,} documents)"
         )
 
 

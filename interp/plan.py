@@ -127,7 +127,7 @@ def plan_study(config: StudyConfig) -> list[Cost]:
             controls = [
                 what
                 for among, what in (
-                    (config.twins, "random twin"),
+                    (config.twins, "untrained twin"),
                     (config.shuffled, "shuffled tokens"),
                     (config.gaussian, "matched Gaussian"),
                 )

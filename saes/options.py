@@ -63,7 +63,13 @@ def add_sae_options(parser: argparse.ArgumentParser) -> None:
     )
     shape.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0..N-1 (1)")
     shape.add_argument("--architecture", choices=ARCHITECTURES, help="default: topk")
-    shape.add_argument("--matryoshka-widths", nargs="+", type=int, metavar="D")
+    shape.add_argument(
+        "--matryoshka-widths",
+        nargs="+",
+        type=int,
+        metavar="D",
+        help="nested sizes, ascending (d_sae / 16, / 8, / 4, / 2 and d_sae)",
+    )
 
     step = parser.add_argument_group("optimization")
     step.add_argument("--lr", type=float, help="peak learning rate (a rule in d_sae and k)")
@@ -72,18 +78,33 @@ def add_sae_options(parser: argparse.ArgumentParser) -> None:
     step.add_argument(
         "--encoder-init-scale", type=float, metavar="S", help="length of initial encoder rows (1)"
     )
-    step.add_argument("--encoder-dtype", choices=["float32", "bfloat16"])
     step.add_argument(
-        "--k-warmup-fraction", type=float, metavar="F", help="share over which k falls to its value"
+        "--encoder-dtype",
+        choices=["float32", "bfloat16"],
+        help="of the product that selects latents (float32)",
     )
-    step.add_argument("--b-dec-init", choices=["mean", "geometric_median"])
+    step.add_argument(
+        "--k-warmup-fraction",
+        type=float,
+        metavar="F",
+        help="share of the steps over which k falls to its value (0)",
+    )
+    step.add_argument(
+        "--b-dec-init",
+        choices=["mean", "geometric_median"],
+        help="of the first rows, where the decoder bias starts (mean)",
+    )
     step.add_argument("--no-scaling", action="store_true", help="train on the rows as they are")
 
     run = parser.add_argument_group("the run")
     run.add_argument("--device", default="cpu", help="cpu or cuda; where to train (cpu)")
     run.add_argument("--log", choices=TRACKERS, help="send the metrics there too (nowhere)")
     run.add_argument(
-        "--checkpoint-seconds", type=float, default=30.0, metavar="S", help="at least so far apart"
+        "--checkpoint-seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds between checkpoints, at least (default: %(default)g)",
     )
 
 

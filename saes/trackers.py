@@ -49,7 +49,7 @@ def _import(module: str, package: str) -> Any:
     except ImportError:
         raise SAEError(
             f"--log {package}: the package {package} is not installed; "
-            'pip install "superscope[log]", or leave the option out'
+            f"pip install {package}, or leave the option out"
         ) from None
 
 

@@ -48,6 +48,18 @@ def test_help_ends_with_a_worked_example(name: str, monkeypatch: pytest.MonkeyPa
     whole.parse_args(words)  # a wrong option would stop the test with status 2
 
 
+@pytest.mark.parametrize("name", PARSERS)
+def test_help_says_what_every_option_does_and_what_happens_without_it(name: str) -> None:
+    _, command = PARSERS[name]
+    for action in command._actions:
+        if isinstance(action, argparse._SubParsersAction | argparse._HelpAction):
+            continue
+        assert action.help, f"{name} {action.dest}"
+        if action.default not in (None, False, []):
+            said = "default" in action.help or f"({action.default})" in action.help
+            assert said, f"{name} {action.dest}"
+
+
 def test_an_example_that_does_not_parse_is_seen() -> None:
     with pytest.raises(SystemExit):
         interp.cli.build_parser().parse_args(["report", "runs/quick", "--deep"])

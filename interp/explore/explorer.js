@@ -253,7 +253,7 @@
       ...tokens.map(([string, x]) => {
         const bar = make("span", { className: "share" });
         bar.style.setProperty("--share", `${(100 * Math.abs(x)) / most}%`);
-        return make("li", {}, chip(string), bar, make("span", { className: "value" }, x.toFixed(2)));
+        return make("li", {}, chip(string), bar, make("span", { className: "value" }, x.toFixed(2).replace("-", "−")));
       })));
   }
 
@@ -350,7 +350,9 @@
       ...(record.passages.length ? [
         make("section", { className: "how" },
           make("div", {}, make("h2", {}, "How strongly"), histogram(record.histogram, rows.max[i])),
-          make("div", {}, make("h2", {}, "On which tokens"), tokensOf(record.fires_on)))] : []),
+          make("div", {}, make("h2", {}, "On which tokens"),
+            make("p", { className: "note" }, "Shares of all its activation; a full bar would mean one token alone."),
+            tokensOf(record.fires_on)))] : []),
       ...(record.passages.length ? [make("section", {}, make("h2", {}, "Where it fires"),
         make("p", { className: "note" }, "The marked token is the one chosen; shading is the activation, relative to the largest. Passages that repeat another word for word are left out."),
         ...bands.filter(([, found]) => found.length).flatMap(([name, found]) => [make("h3", {}, name),

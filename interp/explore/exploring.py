@@ -104,6 +104,7 @@ def _measure(run: Run, root: Path, wanted: Sequence[Group], progress: Progress) 
         for group in mine:
             facts = pages.read_facts(root / group.key)
             if facts is not None and facts.settings == _settings(run, group):
+                pages.write_page(root, facts)
                 progress.skip(_work(group))
             else:
                 todo.append(group)
@@ -310,7 +311,7 @@ def compared_with(facts: Facts, everything: Sequence[Facts]) -> list[Facts]:
     """The groups whose latents are looked for those of one: what a reader would ask about.
 
     The other dictionaries of the same place and model; the other layers of the model; and, of every
-    other model and of the random twins, the layer at the nearest relative depth. Only where the
+    other model and of the untrained twins, the layer at the nearest relative depth. Only where the
     same tokens stand at the same positions.
     """
     found = []

@@ -50,7 +50,7 @@ class Group:
 def groups_of(
     run: Run, models: Sequence[str] | None = None, layers: Sequence[int] | None = None
 ) -> list[Group]:
-    """The groups of trained models and their random twins, in the order of the config.
+    """The groups of trained models and their untrained twins, in the order of the config.
 
     Shuffled text and Gaussian noise are left out: there are no passages to read. Raises UserError
     for a model or layer that the run has not.

@@ -39,19 +39,27 @@ _POLICY = (
 )
 _COLUMNS = (
     ("number", "Latent", ""),
-    ("fires", "Fires on", "tokens with the largest shares of its activation"),
-    ("label", "Label", "the fact about Python tokens that it tells best"),
-    ("f1", "F1", "of the label, on documents that it was not chosen on"),
-    ("density", "Density", "share of tokens on which it fires"),
-    ("mass", "Mass", "its share of all activation times decoder length"),
-    ("found", "Seeds", "seeds that found it, itself included"),
+    ("fires", "Fires on", "Tokens with the largest shares of its activation."),
+    (
+        "label",
+        "Label",
+        "The fact about Python tokens that it tells best; in italics: too weak for a name.",
+    ),
+    (
+        "f1",
+        "F1",
+        "How well it tells the label, on documents that it was not chosen on; 1 is perfect.",
+    ),
+    ("density", "Density", "Share of tokens on which it fires."),
+    ("mass", "Mass", "Its share of all activation times decoder length."),
+    ("found", "Seeds", "Seeds that found it, itself included; where it does not count, why."),
     (
         "entropy",
         "Entropy",
-        "bits, of the token's identity where it fires; corrected for few firings",
+        "Bits, of the token's identity where it fires: near 0 it fires on one token. Corrected for few firings.",
     ),
-    ("near", "Nearest", "largest decoder cosine in the same dictionary, and with which latent"),
-    ("promotes", "Promotes", "tokens, by the logit lens"),
+    ("near", "Nearest", "Largest decoder cosine in the same dictionary, and with which latent."),
+    ("promotes", "Promotes", "Tokens that it makes likelier, by the logit lens."),
 )
 _IN_TABLE = 3
 """Tokens of a cell."""
@@ -93,7 +101,7 @@ class Facts:
 
     @property
     def model_title(self) -> str:
-        return f"{self.model}, random twin" if self.control == TWIN else self.model
+        return f"{self.model}, untrained twin" if self.control == TWIN else self.model
 
     @property
     def title(self) -> str:
@@ -176,6 +184,11 @@ def write_group(
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return done
+
+
+def write_page(root: Path, facts: Facts) -> None:
+    """The page of a group that has its data already, as this version draws it."""
+    durable.write(root / facts.key / "index.html", _group_page(facts).encode())
 
 
 def write_related(

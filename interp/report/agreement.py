@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from interp.report.tables import ARCHITECTURES, CONTROLS, Table, folded, models_first
-from interp.report.wording import percent, significant, whole
+from interp.report.tables import ARCHITECTURES, Table, folded, models_first
+from interp.report.wording import CONTROLS, percent, significant, whole
 
 QUANTITIES = {
     "live_latents_mean": "Live latents of a seed",

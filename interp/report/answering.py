@@ -1,7 +1,8 @@
 """The answer in words, generated from the numbers and from nothing else.
 
 The first sentence is the one that people quote, so it carries the caveats that change its meaning:
-preview, not identified, censored at D, and "not distinguishable from an untrained network's".
+preview, not identified, limited by the dictionary, and "not distinguishable from an untrained
+network's".
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from interp.report.wording import (
 )
 
 QUESTION = "How many features does a layer pack per dimension, and does that go with the loss?"
+LIMITED = "limited by the dictionary"
+"""Of a count that is censored at D, in words that need no page before them."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ def _trained(rows: Sequence[PackingRow]) -> str:
     censored = [row for row in rows if row.censored]
     if censored:
         everywhere = len(censored) == len(rows)
-        count += " (censored at D" + ("" if everywhere else f" for {at_widths(censored)}") + ")"
+        count += f" ({LIMITED}" + ("" if everywhere else f" at {at_widths(censored)}") + ")"
     # The residual stream is what a reader expects; what a part of the block adds has to be said.
     added = {SUBLAYERS.get(row.hook_point.rpartition(".")[2]) for row in rows} - {None}
     where = ", ".join([_place(rows), *(f"in {output}" for output in added)])
@@ -175,7 +178,7 @@ def _twins(contrasts: Sequence[Contrast], *, of_all: bool) -> str:
     everywhere = len(full) == len(contrasts)
     notes = []
     if full:
-        notes.append("censored at D" + ("" if everywhere else f" for {at_widths(full)}"))
+        notes.append(LIMITED + ("" if everywhere else f" at {at_widths(full)}"))
     if not all(control.converged for control in controls):
         every = not any(control.converged for control in controls)
         notes.append("not converged" if every else "not all converged")
@@ -247,6 +250,8 @@ def _width(summary: Summary, rows: Sequence[PackingRow]) -> str:
     exponent = summary.exponent
     if exponent.beta.value is None:
         why = f": {exponent.reason}" if exponent.reason else ""
+        if exponent.n_models == 0:
+            why = ": no count here may be used for that"
         return f"How the count grows with width is not identified{why}." if rows else ""
     text = (
         f"Across {plural(exponent.n_models, 'model') if exponent.n_models else 'the models'} the "

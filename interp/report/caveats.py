@@ -148,9 +148,12 @@ def _uncalibrated(rows: Sequence[PackingRow]) -> list[str]:
     n = sum(row.calibration == "uncalibrated" for row in rows)
     if not n:
         return []
+    which = f"{n} of {plural(len(rows), 'primary count')}"
+    if n == len(rows):
+        which = "the one primary count" if n == 1 else f"all {n} primary counts"
     return [
-        f"Uncalibrated: {'all' if n == len(rows) else n} of {plural(len(rows), 'primary count')} "
-        f"come from an estimator not yet checked against data with a known number of features."
+        f"Uncalibrated: {which} {'comes' if n == 1 else 'come'} from an estimator that was not "
+        f"checked on data like these with a known number of features."
     ]
 
 
@@ -186,7 +189,8 @@ def _fits(summary: Summary) -> list[str]:
         why = f": {summary.scaling.reason}" if summary.scaling.reason else ""
         found.append(f"The loss curve is not identified{why}.")
     if summary.exponent.reason:
-        found.append(f"The packing exponent: {summary.exponent.reason}.")
+        lost = " is not identified" if summary.exponent.beta.value is None else ""
+        found.append(f"The packing exponent beta{lost}: {summary.exponent.reason}.")
     return found
 
 

@@ -94,11 +94,14 @@ def packing_against_loss(rows: Sequence[PackingRow]) -> Figure | None:
 
 
 def loss_against_width(models: Sequence[ModelRecord], scaling: Scaling) -> Figure | None:
-    """Loss of every model by width with its document interval, and L = A/m^alpha + B if fitted."""
+    """Loss of every model by width with its document interval, and L = A/m^alpha + B if fitted.
+
+    None with one width: there is nothing to see along it.
+    """
     shown = [(m.d_model, m) for m in models if m.loss.value is not None and m.d_model]
-    if not shown:
-        return None
     widths = [width for width, _ in shown]
+    if len(set(widths)) < 2:
+        return None
     points = [
         {
             "kind": KINDS[0],
@@ -195,7 +198,7 @@ def _key(rows: Sequence[PackingRow], *, numbers_are: str = "", band: bool = Fals
     if any(row.per_dim.low is not None for row in rows):
         parts.append("bars: 95% intervals")
     if any(row.censored or (row.twin is not None and row.twin.censored) for row in rows):
-        parts.append("arrow: censored at D")
+        parts.append("arrow: lower bound, censored at D")
     if not all(row.counts for row in rows):
         parts.append("hollow: not converged, enters no fit")
     if band:

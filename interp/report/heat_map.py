@@ -10,8 +10,6 @@ from interp.report.records import PackingRow
 from interp.report.wording import percent, significant, with_interval
 
 ROW_HEIGHT = 34
-DEEP = 0.4
-"""Share of the range of values above which a shade is nearer to ink than to paper."""
 
 
 def heat_map(rows: Sequence[PackingRow]) -> Figure | None:
@@ -24,8 +22,7 @@ def heat_map(rows: Sequence[PackingRow]) -> Figure | None:
     models = list({row.model.name: row.model for row in shown}.values())
     if len(depths) < 2 or len(models) < 2:
         return None
-    values = [row.per_dim.value for row in shown if row.per_dim.value is not None]
-    cells: list[marks.Row] = [
+    cells = [
         {
             "model": row.model.name,
             "label": row.model.label,
@@ -38,9 +35,6 @@ def heat_map(rows: Sequence[PackingRow]) -> Figure | None:
         }
         for row in shown
     ]
-    least, most = min(values), max(values)
-    for cell, value in zip(cells, values, strict=True):
-        cell["deep"] = value > least + DEEP * (most - least)
     noun = "contextual features" if shown[0].about == "contextual" else "features"
     x = alt.X(
         "depth:O",
@@ -66,12 +60,7 @@ def heat_map(rows: Sequence[PackingRow]) -> Figure | None:
         spec=marks.specification(
             [
                 marks.layer(cells).mark_rect(style="cell").encode(x, y, shade, tooltip=tooltip),
-                *(
-                    marks.layer([cell for cell in cells if cell["deep"] == deep])
-                    .mark_text(style="label_on_deep" if deep else "label")
-                    .encode(x, y, text="text:N")
-                    for deep in (False, True)
-                ),
+                marks.layer(cells).mark_text(style="label").encode(x, y, text="text:N"),
             ],
             height=ROW_HEIGHT * len(models),
         ),

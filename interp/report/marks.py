@@ -54,13 +54,17 @@ def layer(data: Sequence[Row]) -> alt.Chart:
 
 
 def width_axis(widths: Iterable[int]) -> alt.X:
-    """Logarithmic model width with a tick at every model."""
+    """Logarithmic model width with a tick at every model; one width stands in the middle."""
     ticks = sorted(set(widths))
+    scale = alt.Scale(type="log", base=2, nice=False, padding=26)
+    if len(ticks) == 1:
+        # Or what lies beside it would be as far away as the axis is long.
+        scale = alt.Scale(type="log", base=2, nice=False, domain=[ticks[0] / 1.5, ticks[0] * 1.5])
     return alt.X(
         "x:Q",
         title="model width d_model (log scale)",
-        scale=alt.Scale(type="log", base=2, nice=False, padding=26),
-        axis=alt.Axis(values=ticks, format="d", labelOverlap=True),
+        scale=scale,
+        axis=alt.Axis(values=ticks, format="d", labelOverlap="greedy", labelSeparation=4),
     )
 
 

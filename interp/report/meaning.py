@@ -18,6 +18,13 @@ ESTIMATORS: Mapping[str, str] = MappingProxyType(
 )
 
 
+def estimators(summary: Summary) -> tuple[tuple[str, str], ...]:
+    """(name, what it counts) of the estimators in the tables."""
+    used = dict.fromkeys(row.estimator for row in summary.packing)
+    told = ((name, ESTIMATORS[name]) for name in used if name in ESTIMATORS)
+    return tuple((name, f"{text[0].upper()}{text[1:]}.") for name, text in told)
+
+
 def meaning(summary: Summary) -> tuple[tuple[str, str], ...]:
     """(catchword, sentences) in the order a reader needs them."""
     rows = summary.primary_rows

@@ -202,7 +202,8 @@ def _size(summary: Summary, rows: Sequence[PackingRow]) -> str:
     full = [row for row in rows if row.censored]
     parts = [text] if text else []
     if full:
-        parts.append(f"{len(full)} of {len(rows)} fill it and are bounds")
+        are = "is a lower bound" if len(full) == 1 else "are lower bounds"
+        parts.append(f"{len(full)} of {len(rows)} {are}, limited by the dictionary")
     if grown:
         parts.append(
             f"a larger dictionary finds more at {at_widths(grown)}, so there it is a bound"
@@ -218,7 +219,7 @@ def _size(summary: Summary, rows: Sequence[PackingRow]) -> str:
         parts.append(
             "a larger dictionary finds hardly more"
             if tested
-            else "no larger dictionary was trained: they compare at equal D per dimension alone"
+            else "no larger dictionary was trained: compare them only at equal D per dimension"
         )
     return _sentence("; ".join(parts))
 
@@ -246,8 +247,8 @@ def _calibrated(rows: Sequence[PackingRow]) -> str:
 def _width(summary: Summary) -> str:
     if summary.arm is None:
         return (
-            "Yes: across widths the correlation is descriptive and tests nothing. The question is "
-            "asked at one width by `interp study referee`."
+            "Yes: across widths the correlation is descriptive and tests nothing. Only models of "
+            "one width can test it; that is what the referee study is for."
         )
     found = arm_correlation(summary)
     if found is None or found.within_levers is None:
@@ -265,7 +266,7 @@ def _power(summary: Summary) -> str:
         return "True: fewer than five usable models can reach no p of .05."
     return (
         f"{plural(arm.n_usable, 'model')} would have shown a rank correlation of "
-        f"{significant(arm.detectable_rho, 2)} four times in five; smaller ones may be there."
+        f"{significant(arm.detectable_rho, 2)} four times in five; a weaker one can go unseen."
     )
 
 

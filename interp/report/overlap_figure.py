@@ -45,7 +45,7 @@ def overlap_against_width(overlaps: Overlaps) -> Figure | None:
     heights = [p["y"] for p in [*points, *raw, *centred, *floors]]
     y = alt.Y(
         "y:Q",
-        title="mean squared overlap times d_model (log scale; random rows: 1)",
+        title="overlap times d_model (log scale; random rows: 1)",
         scale=alt.Scale(type="log", nice=False, padding=16),
         axis=alt.Axis(values=panels.log_ticks(heights), format="~g"),
     )

@@ -1,8 +1,8 @@
 """The tables of overlaps: dictionaries with their controls, and output heads."""
 
 from interp.report.records import Overlaps
-from interp.report.tables import CONTROLS, Table, folded, models_first
-from interp.report.wording import ABSENT, significant, whole, with_interval
+from interp.report.tables import Table, folded, models_first
+from interp.report.wording import ABSENT, CONTROLS, significant, whole, with_interval
 
 
 def dictionary_overlap_table(overlaps: Overlaps) -> Table | None:

@@ -26,7 +26,7 @@ from interp.report.caveats import caveats, remaining_warnings
 from interp.report.class_tables import strictness_table, token_sentence, token_table
 from interp.report.figures import all_figures
 from interp.report.marks import Figure
-from interp.report.meaning import meaning
+from interp.report.meaning import estimators, meaning
 from interp.report.objections import objections
 from interp.report.overlap_tables import dictionary_overlap_table, head_overlap_table
 from interp.report.reading import RunRecords, read_run
@@ -90,6 +90,7 @@ def render(run: RunRecords, drawn: Mapping[str, Figure], vectors: Mapping[str, s
         warnings=remaining_warnings(summary),
         glance=_glance(run),
         meaning=meaning(summary),
+        estimators=estimators(summary),
         objections=objections(summary),
         summary=summary,
         scaling=_scaling_lines(summary),
@@ -147,7 +148,8 @@ def _scaling_lines(summary: Summary) -> list[str]:
         why = f": {scaling.reason}" if scaling.reason else ""
         return [f"No curve was fitted to the loss{why}."]
     lines = [
-        f"L = A / m^alpha + B over {plural(scaling.n_models or len(summary.models), 'model')}: "
+        f"L = A / m^alpha + B, m the width, over "
+        f"{plural(scaling.n_models or len(summary.models), 'model')}: "
         f"alpha = {in_prose(scaling.alpha)}, A = {in_prose(scaling.A, 3)}, "
         f"B = {in_prose(scaling.B, 3)}."
     ]

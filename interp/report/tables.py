@@ -9,6 +9,7 @@ import pandas as pd
 from interp.report.contrast import contrast
 from interp.report.records import Interval, PackingRow, Summary
 from interp.report.wording import (
+    CONTROLS,
     at_its_width,
     duration,
     percent,
@@ -76,11 +77,6 @@ def packing_table(rows: Sequence[PackingRow]) -> Table:
     return folded(tuple(columns), body, foldable, tuple(not row.counts for row in rows))
 
 
-CONTROLS = {
-    "random_init": "untrained twin",
-    "shuffled_tokens": "shuffled tokens",
-    "matched_gaussian": "matched Gaussian",
-}
 K_RULES = {
     "fvu": "nearest to the target FVU",
     "constant": "the same at every width",
@@ -292,7 +288,7 @@ def _twin_quality(row: PackingRow) -> str:
 
 def _minus_twin(row: PackingRow) -> str:
     difference = contrast(row)
-    return "–" if difference is None else with_interval(difference.difference)
+    return "–" if difference is None else with_interval(difference.difference, most=3)
 
 
 def _flag_or_number(value: Any) -> str:

@@ -36,7 +36,7 @@ def light() -> dict[str, Any]:
         trained="#0072b2",
         twin="#d55e00",
         ramp=["#7fb8dc", "#0072b2", "#00304d"],
-        cells=["#7fb8dc", "#0072b2", "#00304d"],
+        cells=["#eaf3fa", "#56a5d6"],
         levers=["#1b1f24", "#59636e", "#0072b2", "#d55e00", "#00835d", "#b0418a", "#8a6d00"],
     )
 
@@ -51,7 +51,7 @@ def dark() -> dict[str, Any]:
         trained="#56b4e9",
         twin="#e69f00",
         ramp=["#2d6a94", "#56b4e9", "#cdeafb"],
-        cells=["#1b4a6b", "#2f7fb3", "#cdeafb"],
+        cells=["#1d2b36", "#28688f"],
         levers=["#e8eaed", "#a3adb8", "#56b4e9", "#e69f00", "#2fc79a", "#e8a0c8", "#f0e442"],
     )
 
@@ -121,7 +121,7 @@ def _config(
             "padding": 4,
             "offset": 14,
         },
-        # "diverging" holds the colours of LEVERS.
+        # "diverging" holds the colours of LEVERS; "heatmap" shades under numbers in ink.
         # "category" strokes and "ordinal" fills of KINDS: hollow is filled with paper, so that the
         # interval does not run through the mark.
         "range": {
@@ -144,7 +144,6 @@ def _config(
             "fit": {"color": ink, "strokeWidth": 1.5},
             "arrow": {"strokeWidth": 2, "strokeCap": "round"},
             "label": {"color": ink, "fontSize": 12, "fontWeight": 600, "font": FONT},
-            "label_on_deep": {"color": paper, "fontSize": 12, "fontWeight": 600, "font": FONT},
             "note": {"color": muted, "fontSize": 12, "font": FONT, "fontStyle": "italic"},
             # Paper under the letters, where a line passes behind them.
             "halo": {"color": paper, "stroke": paper, "strokeWidth": 4, "strokeJoin": "round"},

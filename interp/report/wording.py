@@ -8,6 +8,11 @@ from interp.report.records import Interval
 ABSENT = "–"
 SUBLAYERS = {"hook_attn_out": "what attention adds", "hook_mlp_out": "what the MLP adds"}
 """Hook points that are not the residual stream, by the end of their names."""
+CONTROLS = {
+    "random_init": "untrained twin",
+    "shuffled_tokens": "shuffled tokens",
+    "matched_gaussian": "matched Gaussian",
+}
 
 
 def significant(value: float | None, digits: int = 3) -> str:
@@ -44,16 +49,16 @@ def decimals(value: float, digits: int = 3) -> int:
     return max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
 
 
-def with_interval(estimate: Interval, digits: int = 3) -> str:
+def with_interval(estimate: Interval, digits: int = 3, *, most: int = 12) -> str:
     """`1.83 [1.71, 1.95]`; an open upper end is `1.83 [1.71, …)`; without an interval, the value.
 
-    One number of decimals throughout, so that the ends can be compared by eye.
+    One number of decimals throughout, at most `most`, so that the ends can be compared by eye.
     """
     if estimate.value is None:
         return ABSENT
     if estimate.low is None and estimate.high is None:
         return significant(estimate.value, digits)
-    places = _places(estimate, digits)
+    places = min(_places(estimate, digits), most)
 
     def part(value: float | None) -> str:
         return "…" if value is None else fixed(value, places)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from interp import cli
-from interp.cli_parts import count, size
+from interp.cli_parts import count, print_table, size
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -54,6 +54,24 @@ def test_numbers_of_tokens(text: str, value: int) -> None:
 @pytest.mark.parametrize(("text", "value"), [("4096", 4096), ("20GB", 20 * 10**9), ("1.5kb", 1500)])
 def test_numbers_of_bytes(text: str, value: int) -> None:
     assert size(text) == value
+
+
+def test_tables_line_numbers_up_and_keep_their_title_on_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    title = "a title that is a good deal wider than the table under it is"
+    rows = [{"name": "a", "n": 1_000, "x": "2.5"}, {"name": "bb", "n": 20, "x": "-"}]
+    print_table(rows, title)
+    head, columns, *lines = capsys.readouterr().out.splitlines()
+    assert head == title
+    assert columns.split() == ["name", "n", "x"]
+    assert lines == ["a     1,000  2.5", "bb       20    -"]
+    print_table(rows, "")
+    assert capsys.readouterr().out.startswith("name")
+
+
+def test_a_study_without_its_file_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nowhere.yaml: No such file" in refused(capsys, "plan", "nowhere.yaml")
 
 
 def test_loss_answers_as_in_the_contract(

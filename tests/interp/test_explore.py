@@ -155,7 +155,7 @@ def test_other_layers_and_the_twin_are_compared(explored: Path) -> None:
     group = next(g for g in groups_of(run) if g.main and g.spot.about == "contextual")
     data = data_of(explored / "explorer" / group.key / "related-0-0.js")
     titles = [other["title"] for other in data["groups"]]
-    assert any("random twin" in title for title in titles)
+    assert any("untrained twin" in title for title in titles)
     assert any(f"layer {1 - group.spot.layer}" in title for title in titles)
     assert len(data["latents"]) == group.spot.d_sae
     for matches in data["latents"]:

@@ -55,6 +55,22 @@ def data_of(file: Path) -> tuple[str, Any]:
     return found[1], json.loads(found[2])
 
 
+def test_a_page_explains_its_columns_and_is_drawn_again_from_its_facts(tmp_path: Path) -> None:
+    root = tmp_path / "explorer"
+    explorer_pages.write_site(root)
+    file = next(f for f in root.rglob("index.html") if f.parent != root)
+    whole = file.read_text("utf-8")
+    words = Tags(whole).words
+    for _, name, meaning in pages._COLUMNS[1:]:
+        assert name in words
+        assert meaning in words
+    file.write_text("of another version")
+    facts = pages.read_facts(file.parent)
+    assert facts is not None
+    pages.write_page(root, facts)
+    assert file.read_text("utf-8") == whole
+
+
 def test_data_files_hold_the_records_and_nothing_that_acts(site: Path) -> None:
     files = [f for f in site.rglob("*.js") if f.parent.name != "assets"]
     assert len(files) == 1 + 2 * 2 * (1 + 3 + 3)  # text; tables, and shards of 128 of 300

@@ -137,7 +137,7 @@ def test_without_the_package_the_line_says_what_to_install(
 ) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(gguf_file, "find_spec", lambda name: None)
-    assert "superscope[gguf]" in refused(tmp_path / "x.gguf")
+    assert "pip install 'gguf>=0.17'" in refused(tmp_path / "x.gguf")
 
 
 @pytest.fixture(scope="module")

@@ -228,4 +228,4 @@ def test_gguf_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(head_matrix, "find_spec", lambda name: None)
-    assert "pip install 'superscope[gguf]'" in refused(tmp_path / "m.gguf")
+    assert "pip install 'gguf>=0.17'" in refused(tmp_path / "m.gguf")

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from interp.estimate import Estimate
+from interp.estimate import Estimate, Estimates
 from interp.jupyter import facts
 from interp.report import marks
 from interp.run import Run, open_run
@@ -43,6 +43,17 @@ def test_facts_leave_out_what_is_unknown_and_escape_the_rest() -> None:
     assert html.count("&lt;script&gt;") == 3
     assert html.count("<tr>") == 2
     assert "unknown" not in html
+
+
+def test_estimates_are_one_table() -> None:
+    first = Estimate("reproducible", 17.0, 12.6, 21.4, reason=HOSTILE)
+    html = Estimates([first, Estimate("hill_1", 80.4)])._repr_html_()
+    assert html.count("<tr>") == 3
+    assert "[12.6, 21.4]" in html
+    assert "hill_1" in html
+    assert "SAEs" not in html  # nothing is known of them in either
+    assert "<script" not in html
+    assert Estimates([])._repr_html_().count("<tr>") == 1
 
 
 def test_a_model_says_what_it_is(tiny_model: Any) -> None:

@@ -99,7 +99,7 @@ def test_a_study_is_planned_part_by_part(config: StudyConfig) -> None:
     narrow, wide, twin, report = plan_study(config)
     assert report.what == "report"
     assert (twin.n_bytes, twin.flops) == (wide.n_bytes, wide.flops)
-    assert "random twin" in twin.what
+    assert "untrained twin" in twin.what
     assert 2 < wide.flops / narrow.flops < 8
     weights = 2 * 64 * 256 + 64 + 256
     assert wide.n_bytes > config.n_seeds * 4 * weights

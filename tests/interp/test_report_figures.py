@@ -66,6 +66,30 @@ def test_the_map_has_a_cell_for_every_model_and_depth_with_its_number(
     assert drawn["encoding"]["x"]["sort"] == ["25%", "50%", "75%", "100%"]
 
 
+@pytest.mark.parametrize("config", [light(), dark()], ids=["light", "dark"])
+def test_the_numbers_of_the_map_are_readable_on_every_shade(config: dict[str, Any]) -> None:
+    ink = config["style"]["label"]["color"]
+    # What WCAG asks of small text.
+    assert all(contrast_ratio(ink, shade) > 4.5 for shade in config["range"]["heatmap"])
+
+
+def test_one_width_has_no_loss_curve_and_its_twin_beside_it() -> None:
+    data = report_run.summary()
+    name = data["models"][0]["name"]
+    only = {
+        "models": data["models"][:1],
+        "packing": [record for record in data["packing"] if record["model"] == name],
+    }
+    drawn = all_figures(read_summary(data | only))
+    assert "loss_against_width" not in drawn
+    figure = drawn["packing_against_width"]
+    (points,) = [one for one in layers(figure, "point") if "fill" in one["encoding"]]
+    low, high = points["encoding"]["x"]["scale"]["domain"]
+    model, twin = (point["x"] for point in values(figure, points))
+    assert low < model < twin < high
+    assert (twin - model) / (high - low) < 0.1
+
+
 def test_one_depth_or_one_model_needs_no_map() -> None:
     data = report_run.summary()
     one_depth = data | {"packing": [r for r in data["packing"] if r["layer"] == 1]}

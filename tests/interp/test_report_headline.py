@@ -60,8 +60,8 @@ def test_the_realistic_run_says_what_was_found() -> None:
     # Width 192 is unconverged (2.33), 256 censored: the span is over the seven that count.
     assert first(report_run.summary()) == (
         "At half depth, 7 trained models of width 32 to 256 pack at least 1.8 to 2.9 contextual "
-        "features per dimension (censored at D for width 256); the untrained twins at 4 of the "
-        "widths pack 0.066 to 0.12 (not all converged)."
+        "features per dimension (limited by the dictionary at width 256); the untrained twins at 4 "
+        "of the widths pack 0.066 to 0.12 (not all converged)."
     )
 
 
@@ -140,7 +140,7 @@ def test_a_censored_count_leaves_the_difference_open_above() -> None:
     assert found is not None
     assert found.difference.high is None
     assert found.verdict is Verdict.MORE
-    assert "(censored at D)" in first(data)
+    assert "(limited by the dictionary)" in first(data)
 
 
 def test_two_full_dictionaries_tell_nothing_apart() -> None:
@@ -341,6 +341,17 @@ def test_beta_is_read_against_zero_and_one(
     assert says in reading_of(Exponent(beta=Interval(0.5, low, high)))
 
 
+def test_no_exponent_without_a_count_is_said_in_plain_words() -> None:
+    data = report_run.summary()
+    reason = "0 models with a count; beta needs 4"
+    data["exponent"] = {"beta": None, "n_models": 0, "reason": reason}
+    found = " ".join(answer(read_summary(data)).more)
+    assert "grows with width is not identified: no count here may be used for that." in found
+    assert f"The packing exponent beta is not identified: {reason}." in caveats(read_summary(data))
+    data["exponent"] |= {"n_models": 3}
+    assert reason in " ".join(answer(read_summary(data)).more)
+
+
 def test_width_is_never_taken_for_an_explanation() -> None:
     assert (
         "cannot be told here: width drives both"
@@ -371,7 +382,7 @@ def test_caveats_name_the_widths_they_hold_for() -> None:
     by_word = {text.split(maxsplit=1)[0].rstrip(":"): text for text in found}
     assert "1 of 8 primary counts (width 192)" in by_word["Unconverged"]
     assert "(width 256)" in by_word["Censored"]
-    assert "all of 8 primary counts" in by_word["Uncalibrated"]
+    assert "all 8 primary counts" in by_word["Uncalibrated"]
     assert "4 of 8 models (widths 32, 64, 128 and 256)" in by_word["Twins"]
     # Seven models count: enough that the smallest possible p is not what limits them.
     assert "Few" not in by_word

@@ -80,7 +80,7 @@ def test_training_is_answered_with_what_moved(run: Data) -> None:
 def test_the_size_of_the_dictionary(run: Data) -> None:
     reply = about(run, "size of the dictionary")
     assert "The counts are 23% to 36% of D" in reply
-    assert "1 of 7 fill it" in reply
+    assert "1 of 7 is a lower bound, limited by the dictionary" in reply
     for record in run["packing"]:
         record |= {"censored": False, "reason": None, "identified": True, "converged": True}
     assert "no larger dictionary was trained" in about(run, "size of the dictionary")

@@ -193,6 +193,26 @@ def test_a_preview_is_marked_before_anything_else(
     assert "Preview, not a result: at half depth" in text
 
 
+def test_the_figure_stands_right_under_the_answer(
+    light_page: Callable[[dict[str, Any]], str],
+) -> None:
+    html = light_page(report_run.summary())
+    answer = html.index("pack at least 1.8 to 2.9")
+    figure = html.index('data-figure="packing_against_loss"')
+    assert html.index("to read before quoting this") < figure
+    assert answer < figure < html.index("the count grows as width to the power")
+
+
+def test_estimators_in_the_tables_are_explained(
+    light_page: Callable[[dict[str, Any]], str],
+) -> None:
+    data = report_run.summary()
+    data["packing"].append(data["packing"][0] | {"estimator": "hill_1"})
+    text = Structure(light_page(data)).text
+    assert "hill_1 The effective number of latents" in text
+    assert "live_latents_10" not in text
+
+
 def hostile_run() -> dict[str, Any]:
     data = json.loads(json.dumps(report_run.summary()).replace("ladder/d064", "@"))
     data = json.loads(json.dumps(data).replace('"@"', json.dumps(HOSTILE)))

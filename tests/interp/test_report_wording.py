@@ -69,6 +69,13 @@ def test_with_interval_by_hand(estimate: Interval, text: str) -> None:
     assert with_interval(estimate) == text
 
 
+def test_a_difference_of_nothing_has_no_more_decimals_than_mean_something() -> None:
+    nothing = Interval(0, -0.00433, 0.00433)
+    assert with_interval(nothing) == "0.00000 [−0.00433, 0.00433]"
+    assert with_interval(nothing, most=3) == "0.000 [−0.004, 0.004]"
+    assert with_interval(Interval(1.834, 1.7, 2.0), most=3) == "1.83 [1.70, 2.00]"
+
+
 @pytest.mark.parametrize(
     ("estimate", "text"),
     [

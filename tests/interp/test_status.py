@@ -122,7 +122,7 @@ def test_the_command_prints_a_table_or_json(root: Path, capsys: pytest.CaptureFi
     shown = capsys.readouterr().out
     assert "2 of 6 parts done; report written; no process is at it; 1.5 minutes spent" in shown
     assert "units: 15 left, 10 done, 1 failed" in shown
-    assert "two, random_init" in shown
+    assert "two, untrained twin" in shown
     assert main(["status", str(root), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["n_done"] == 2
