@@ -56,7 +56,8 @@ _COLUMNS = (
     (
         "entropy",
         "Entropy",
-        "Bits, of the token's identity where it fires: near 0 it fires on one token. Corrected for few firings.",
+        "Bits, of the token's identity where it fires: near 0 it fires on one token. Corrected for "
+        "few firings.",
     ),
     ("near", "Nearest", "Largest decoder cosine in the same dictionary, and with which latent."),
     ("promotes", "Promotes", "Tokens that it makes likelier, by the logit lens."),

@@ -99,6 +99,7 @@ def render(run: RunRecords, drawn: Mapping[str, Figure], vectors: Mapping[str, s
         dose_table=dose_table(summary.arm) if summary.arm else None,
         mediation_table=mediation_table(summary.arm) if summary.arm else None,
         secondary_table=secondary_table(summary.arm) if summary.arm else None,
+        any_bound=any(row.censored for row in primary),
         primary_table=packing_table(primary) if primary else None,
         rest_table=packing_table(rest) if rest else None,
         sensitivity_table=sensitivity_table(summary.sensitivity),
@@ -123,7 +124,9 @@ def _glance(run: RunRecords) -> list[tuple[str, str]]:
     lines = []
     widths = sorted({model.d_model for model in summary.models if model.d_model})
     if widths:
-        lines.append(("models", f"{len(summary.models)}, of width {span(widths, whole)}"))
+        counted, among = len({row.model.name for row in primary}), len(summary.models)
+        only = f"; {among - counted} for the loss alone" if 0 < counted < among else ""
+        lines.append(("models", f"{among}, of width {span(widths, whole)}{only}"))
     hooks = sorted({row.hook_point for row in primary if row.hook_point})
     if hooks:
         lines.append(("counted at", listed(hooks)))
