@@ -56,7 +56,7 @@ class Reproducibility:
 class Spread(NamedTuple):
     """S_>=2 of all documents and seeds, and how it varies with either."""
 
-    count: int
+    found: int
     leave_one_out: tuple[int, ...]
     """Without each seed."""
     v_seeds: float
@@ -153,7 +153,7 @@ class Resampler:
         leave_one_out = tuple(self.count(matched, without_seed=s) for s in range(n_seeds))
         replicates = [self.count(self.matched(weights, *how)) for weights in drawn]
         return Spread(
-            count=self.count(matched),
+            found=self.count(matched),
             leave_one_out=leave_one_out,
             v_seeds=(n_seeds - 1) ** 2 / n_seeds * float(np.var(leave_one_out, ddof=1)),
             v_documents=float(np.var(replicates, ddof=1)),

@@ -70,6 +70,6 @@ def by_strictness(
         how = (at, headline.min_correlation) if by == "cosine" else (headline.threshold, at)
         null = reproducible(nulls, *how).s_ge[2]
         spread = resampler.spread(drawn, *how)
-        found = with_interval(blank, spread.count, null, spread, n_bootstrap)
+        found = with_interval(blank, spread.found, null, spread, n_bootstrap)
         per_dim = (found.value or 0.0) / d_in
         yield AtStrictness(quantity_of(by, at), replace(found, per_dim=per_dim), null)

@@ -59,34 +59,41 @@ def token_sentence(summary: Summary) -> str | None:
 
     At the primary layer, one count per model and stream. None in runs that did not look.
     """
-    rows = _at_the_primary_layer(summary)
-    said = []
+    rows, said = _at_the_primary_layer(summary), []
     for about, where in (("contextual", "on the contextual stream"), ("all", "on the raw stream")):
         mine = [row for row in rows if row.about == about]
-        for who, looked_at in (
-            ("trained models", [row.token_identity for row in mine]),
-            ("untrained twins", [row.twin.token_identity for row in mine if row.twin is not None]),
-        ):
-            known = [one for one in looked_at if one is not None]
-            said += [f"{where}, {who}: {_clause(known)}"] if known else []
+        trained = [row.token_identity for row in mine]
+        twins = [row.twin.token_identity for row in mine if row.twin is not None]
+        clauses = [
+            _clause([one for one in found if one is not None], who)
+            for found, who in ((trained, "in trained models"), (twins, "in untrained twins"))
+            if any(one is not None for one in found)
+        ]
+        said += [f"{where} {', '.join(clauses)}"] if clauses else []
     if not said:
         return None
     return (
-        "How much of when a class fires the current token explains, and its position (median over "
-        f"classes, by model): {'; '.join(said)}. Fewer than 1 bit is called one token."
+        f"Of when a class fires, the current token and its position explain {'; '.join(said)}. "
+        "Medians over classes, by model; on one token is less than 1 bit of its identity."
     )
 
 
-def _clause(found: Sequence[TokenIdentity]) -> str:
+def _clause(found: Sequence[TokenIdentity], who: str) -> str:
     """Of the models with classes enough for an interval; detectors over all classes together."""
     n = sum(one.n_classes for one in found)
     enough = [one for one in found if one.explained.low is not None]
     if not enough:
-        return f"too few classes to say ({whole(n)})"
-    token = span(known_values(one.explained for one in enough), percent)
-    position = span(known_values(one.explained_by_position for one in enough), percent)
+        return f"(too few classes to say {who}, {whole(n)})"
+    token, position = (
+        span(known_values(values), "{:.0%}".format)
+        for values in (
+            [one.explained for one in enough],
+            [one.explained_by_position for one in enough],
+        )
+    )
     on_one = sum((one.detectors.value or 0.0) * one.n_classes for one in found)
-    return f"{token} and {position}, and {percent(on_one / n)} of {whole(n)} fire on one token"
+    share = f"{percent(on_one / n)} of {whole(n)} classes fire on one token"
+    return f"{token} and {position} {who} ({share})"
 
 
 def _at_the_primary_layer(summary: Summary) -> list[PackingRow]:

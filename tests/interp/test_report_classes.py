@@ -32,20 +32,20 @@ def lines(table: Any) -> list[dict[str, str]]:
 def test_the_sentence_sets_the_streams_and_the_twins_side_by_side() -> None:
     data = report_run.summary()
     assert token_sentence(read_summary(data)) == (
-        "How much of when a class fires the current token explains, and its position (median over "
-        "classes, by model): on the contextual stream, trained models: 20.0% and 1.0%, and 0.0% of "
-        "320 fire on one token; on the contextual stream, untrained twins: too few classes to say "
-        "(0); on the raw stream, trained models: 70.0% and 1.0%, and 10.0% of 320 fire on one "
-        "token; on the raw stream, untrained twins: 30.0% and 50.0%, and 10.0% of 160 fire on one "
-        "token. Fewer than 1 bit is called one token."
+        "Of when a class fires, the current token and its position explain on the contextual "
+        "stream 20% and 1% in trained models (0.0% of 320 classes fire on one token), (too few "
+        "classes to say in untrained twins, 0); on the raw stream 70% and 1% in trained models "
+        "(10.0% of 320 classes fire on one token), 30% and 50% in untrained twins (10.0% of 160 "
+        "classes fire on one token). Medians over classes, by model; on one token is less than 1 "
+        "bit of its identity."
     )
     # By class and not by model: one with nine times the classes weighs nine times.
     [first, *_] = [r for r in data["packing"] if r["about"] == "all"]
     first["token_identity"] |= {"n_classes": 360, "detectors": {"value": 0.5}}
-    assert "32.5% of 640 fire on one" in (token_sentence(read_summary(data)) or "")
+    assert "32.5% of 640 classes fire on one" in (token_sentence(read_summary(data)) or "")
     # A median of few classes, which has no interval, stands in the table and not here.
     first["token_identity"]["explained"] = {"value": 0.99}
-    assert "raw stream, trained models: 70.0% and" in (token_sentence(read_summary(data)) or "")
+    assert "raw stream 70% and 1% in trained" in (token_sentence(read_summary(data)) or "")
     assert token_sentence(read_summary(without(data, "token_identity"))) is None
 
 
@@ -124,7 +124,7 @@ def test_models_and_twins_are_drawn_along_both_thresholds() -> None:
 def test_referees_are_told_of_both() -> None:
     replies = dict(objections(read_summary(report_run.summary())))
     tokens = replies["The latents only name the current token."]
-    assert "70.0% and 1.0%" in tokens
+    assert "70% and 1%" in tokens
     matching = replies["With other thresholds of a match the answer is another."]
     assert "with a cosine of at least 0.60 to 0.90 trained models count 1.6 to 3.4" in matching
     assert "with a correlation of at least 0.30 to 0.70" in matching

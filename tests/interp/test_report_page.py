@@ -135,13 +135,18 @@ def test_the_specifications_on_the_page_are_those_of_the_files(written: Path) ->
     (specs,) = [json.loads(text) for attrs, text in found.scripts if attrs.get("id") == "specs"]
     drawn = all_figures(read_run(written.parent).summary)
     assert set(specs) == set(drawn)
-    assert all(specs[name]["layer"] == figure.spec["layer"] for name, figure in drawn.items())
+    assert all(
+        specs[name][part] == figure.spec[part]
+        for name, figure in drawn.items()
+        for part in ("layer", "concat")
+        if part in figure.spec
+    )
 
 
 def test_every_drawing_has_words_and_every_table_its_headers(written: Path) -> None:
     found = Structure(written.read_text("utf-8"))
     images = found.named("img")
-    assert len(images) == 8
+    assert len(images) == 9
     assert all(len(image["alt"] or "") > 60 for image in images)
     headers = found.named("th")
     assert headers
@@ -149,7 +154,7 @@ def test_every_drawing_has_words_and_every_table_its_headers(written: Path) -> N
     headings = [name for name, _ in found.tags if re.fullmatch(r"h\d", name)]
     assert headings[0] == "h1"
     assert headings.count("h1") == 1
-    assert set(headings) == {"h1", "h2"}
+    assert set(headings) == {"h1", "h2", "h3"}
     targets = {attributes["id"] for _, attributes in found.tags if "id" in attributes}
     links = [a["href"] or "" for a in found.named("a")]
     assert {link[1:] for link in links if link.startswith("#")} <= targets

@@ -113,32 +113,49 @@ def test_every_cell_of_the_plan_was_measured(run: Run, config: StudyConfig) -> N
     assert fvu.value.between(0, 1).all()
 
 
+@pytest.fixture(scope="module")
+def of_many_documents(config: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
+    """Enough held-out documents for intervals, which the long ones of the other text are not."""
+    folder = tmp_path_factory.mktemp("short")
+    for i in range(300):
+        lines = (f"{WORDS[(i * j) % 9]} = {i * 37 + j}\n" for j in range(8))
+        (folder / f"{i}.py").write_text("".join(lines))
+    fewer = {"models": config.models[:1], "twins": config.models[:1], "shuffled": (),
+             "gaussian": config.models[:1], "other_layers": False, "other_k_rules": (),
+             "d_sae_per_d_model": (4,)}  # fmt: skip
+    return config.model_copy(update=fewer | {"text": str(folder)})
+
+
 def test_every_count_has_its_tokens_and_the_primary_ones_other_thresholds(
-    run: Run, config: StudyConfig
+    of_many_documents: StudyConfig, tmp_path: Path
 ) -> None:
+    run = run_study(of_many_documents, tmp_path / "one", quiet=True)
     main = run.results[run.results.role == "main"]
-    place = ["model", "control", "layer", "about", "d_sae", "k_rule"]
     counts, explained, classes, before = (
-        main[main.quantity == quantity].set_index(place).value
+        main[main.quantity == quantity].set_index(["control", "about"]).value
         for quantity in ("reproducible", "token_explained", "token_entropy_classes",
                          "reproducible_before_null")
     )  # fmt: skip
     assert set(counts.index) == set(explained.index)
+    assert len(counts) == 6
     assert (classes == before).all()
-    assert explained[classes > 0].notna().all()
-    assert explained[classes == 0].isna().all()
+    assert (explained.isna() == (classes == 0)).all()
+    assert classes["trained", "all"] > 0
+    # Noise has nothing to do with the tokens that it stands beside; a raw stream has.
+    if classes["matched_gaussian", "all"]:
+        assert abs(explained["matched_gaussian", "all"]) < 0.1
+    assert explained["trained", "all"] > 0.2
     otherwise = main[main.quantity == "reproducible_correlation_0.3"]
-    parts = {(model, control) for model, control, *_ in counts.index}
-    assert set(zip(otherwise.model, otherwise.control, strict=True)) == parts
-    assert len(otherwise) == len(parts)
-    assert (otherwise.d_sae == 2 * otherwise.d_model).all()
+    assert sorted(otherwise.control) == ["matched_gaussian", "random_init", "trained"]
     assert set(otherwise.about) == {"contextual"}
     for record in run.summary["packing"]:
-        assert ("token_identity" in record) == (record["estimator"] == "reproducible")
-    looked_at = [record for record in run.summary["packing"] if "strictness" in record]
-    assert [record["model"] for record in looked_at] == list(config.models)
-    assert all(record["primary_layer"] and record["about"] == "contextual" for record in looked_at)
-    assert all("strictness" in control for record in looked_at for control in record["controls"])
+        counted = record["estimator"] == "reproducible"
+        for one in (record, *record["controls"]):
+            assert ("token_identity" in one) == counted
+            assert ("strictness" in one) == (counted and record["about"] == "contextual")
+    again = run_study(of_many_documents, tmp_path / "two", quiet=True)
+    for name in ("results.parquet", "figures/count_against_strictness.svg"):
+        assert (again.path / name).read_bytes() == (run.path / name).read_bytes()
 
 
 def test_the_kept_saes_are_those_of_the_main_role(run: Run, config: StudyConfig) -> None:
