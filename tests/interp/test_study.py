@@ -122,7 +122,8 @@ def of_many_documents(config: StudyConfig, tmp_path_factory: pytest.TempPathFact
         (folder / f"{i}.py").write_text("".join(lines))
     fewer = {"models": config.models[:1], "twins": config.models[:1], "shuffled": (),
              "gaussian": config.models[:1], "other_layers": False, "other_k_rules": (),
-             "d_sae_per_d_model": (4,)}  # fmt: skip
+             "d_sae_per_d_model": (4,), "sae_tokens": 131_072,
+             "check_convergence": False}  # fmt: skip
     return config.model_copy(update=fewer | {"text": str(folder)})
 
 
@@ -142,9 +143,8 @@ def test_every_count_has_its_tokens_and_the_primary_ones_other_thresholds(
     assert (explained.isna() == (classes == 0)).all()
     assert classes["trained", "all"] > 0
     # Noise has nothing to do with the tokens that it stands beside; a raw stream has.
-    if classes["matched_gaussian", "all"]:
-        assert abs(explained["matched_gaussian", "all"]) < 0.1
-    assert explained["trained", "all"] > 0.2
+    assert (explained["matched_gaussian"].fillna(0).abs() < 0.1).all()
+    assert explained["trained", "all"] > 0.1
     otherwise = main[main.quantity == "reproducible_correlation_0.3"]
     assert sorted(otherwise.control) == ["matched_gaussian", "random_init", "trained"]
     assert set(otherwise.about) == {"contextual"}
