@@ -323,6 +323,11 @@ def resolve_config(what: str, overrides: dict[str, object]) -> StudyConfig:
             f"({', '.join(families.names())}), or the path of a YAML file"
         )
     data = base.model_dump() | overrides
+    if what == "referee" and len(data["models"]) < 2:
+        raise UserError(
+            "referee: the models of the constant-width arm are not here; "
+            "`interp ladder arm --ship` trains them, or name your own with --models"
+        )
     if "models" in overrides:
         data["twins"] = tuple(m for m in data["models"] if m in base.twins) or tuple(data["models"])
         for control in ("shuffled", "gaussian"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -35,7 +36,10 @@ def read_weights(
     `options` go to `from_pretrained`. Raises UserError for what does not load, lacks tensors, or
     has some in its blocks that the architecture makes no use of.
     """
-    from transformers import AutoModelForCausalLM
+    with warnings.catch_warnings():
+        # In Jupyter tqdm asks for widgets, which nothing here uses.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from transformers import AutoModelForCausalLM
 
     loaded: Any  # the model and a report on its keys
     try:

@@ -112,7 +112,9 @@ def count(text: str) -> int:
     """A number of tokens: 200000, 2e5, 200k, 1M."""
     value = with_unit(text, {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9})
     if not 1 <= value < 1e15 or value != int(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens; write 200000 or 200k")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no whole number from 1 on; write 200000 or 200k"
+        )
     return int(value)
 
 

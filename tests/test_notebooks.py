@@ -27,6 +27,11 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
         o["data"].get("text/html", "") for c in cells for o in c.get("outputs", []) if "data" in o
     ]
     assert not any("<script" in text for text in html), "shown by a script, perhaps from a network"
+    if "interp.load(" in cells[1].source:
+        warned = [
+            o["text"] for c in cells for o in c.get("outputs", []) if o.get("name") == "stderr"
+        ]
+        assert not any("IProgress" in text for text in warned), "a warning greets the reader"
     for i in drawn:
         assert cells[i + 1].source.startswith("**Reading.**"), f"cell {i} draws a figure unread"
 

@@ -115,6 +115,16 @@ def test_other_models_bring_their_own_twins() -> None:
     assert config.family == "custom"
 
 
+def test_the_arm_is_not_studied_without_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = PRESETS["referee"].model_copy(update={"models": ("ladder/d064",)})
+    monkeypatch.setitem(PRESETS, "referee", alone)
+    with pytest.raises(UserError) as refused:
+        resolve_config("referee", {})
+    assert "interp ladder arm --ship" in one_line(refused)
+    named = resolve_config("referee", {"models": ("ladder/d064", "ladder/d032")})
+    assert named.models == ("ladder/d064", "ladder/d032")
+
+
 def test_the_quick_preset_keeps_the_promises_of_the_readme() -> None:
     quick = PRESETS["quick"]
     assert quick.preview
