@@ -6,6 +6,9 @@ import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["SUPERSCOPE_CACHE"] = "off"  # no test depends on, or leaves, anything in the home
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # There are as many workers as cores: threads of one would only wait for the other's.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable
 from pathlib import Path

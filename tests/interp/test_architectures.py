@@ -15,6 +15,7 @@ import yaml
 from tiny_study import tiny_study
 
 import saes
+from interp import plan
 from interp.cli import main
 from interp.config import Architecture, StudyConfig, parse_config, read_config
 from interp.errors import UserError
@@ -254,7 +255,10 @@ def test_the_null_is_as_sparse_as_the_saes(
     assert {row["k"] for row in found} == {2}
 
 
-def test_the_plan_counts_other_architectures(config: StudyConfig) -> None:
+def test_the_plan_counts_other_architectures(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "PROBE_SECONDS", 0.0)
     grown = config.model_copy(update={"other_architectures": OTHERS})
     plain, more = plan_study(config)[:2], plan_study(grown)[:2]
     assert more[0].n_units == plain[0].n_units + len(OTHERS)

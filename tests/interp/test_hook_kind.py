@@ -12,7 +12,7 @@ from report_run import packing_record, summary
 from tiny_models import tiny
 from tiny_study import tiny_study
 
-from interp import cli
+from interp import cli, plan
 from interp.capture import capture
 from interp.config import HookKind, StudyConfig, parse_config
 from interp.contextual import ContextualMeans
@@ -146,7 +146,10 @@ def test_a_kind_that_a_model_lacks_is_refused_before_any_work(
     assert [cost.what for cost in plan_study(for_loss)][1] == str(parallel), "it gets no SAEs"
 
 
-def test_the_input_of_a_block_is_planned_without_the_block(config: StudyConfig) -> None:
+def test_the_input_of_a_block_is_planned_without_the_block(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "PROBE_SECONDS", 0.0)
     at = {
         kind: plan_study(config.model_copy(update={"hook_kind": kind, "primary_layer_fraction": 1}))
         for kind in ("resid_pre", "attn_out", "resid_post")
