@@ -120,6 +120,10 @@ AFTERWARDS = {
 }
 """Modules of interp that make no rows: they may change under a half-done study."""
 
+SAES_ASIDE = {"cli.py", "errors.py", "options.py", "peers.py", "pretrained.py", "progress.py",
+              "runs.py", "trackers.py"}  # fmt: skip
+"""The same of saes, which a study does not train or match with."""
+
 
 def provenance(text_sha256: str) -> dict[str, str]:
     """One name, one value each; two measurements may stand side by side where all are equal."""
@@ -137,7 +141,7 @@ def code_sha256() -> str:
     """Hash of the modules that make rows: saes, and interp without what reads rows."""
     return sources_sha256(
         (package, file)
-        for package, left_out in (("saes", set()), ("interp", AFTERWARDS))
+        for package, left_out in (("saes", SAES_ASIDE), ("interp", AFTERWARDS))
         for file in modules(files(package))
         if file.name not in left_out
     )

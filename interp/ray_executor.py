@@ -47,7 +47,7 @@ class RayExecutor:
             import ray
         except ImportError:
             raise UserError(
-                "executor ray needs Ray; pip install 'superscope[ray]', or use --executor local"
+                "executor ray needs Ray; pip install 'ray>=2.40,<3', or use --executor local"
             ) from None
         self._ray, self._graph, self._progress = ray, graph, progress
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -439,6 +439,7 @@ def test_the_code_hash_covers_what_makes_rows() -> None:
     hashed = {f.name for f in provenance.modules(files("interp"))} - provenance.AFTERWARDS
     assert {"measure.py", "held_out.py", "contextual.py", "reproducibility.py"} <= hashed
     assert {f.name for f in provenance.modules(files("interp"))} >= provenance.AFTERWARDS
+    assert {f.name for f in provenance.modules(files("saes"))} >= provenance.SAES_ASIDE
     assert len(provenance.code_sha256()) == 64
 
 
