@@ -60,7 +60,7 @@ def token_sentence(summary: Summary) -> str | None:
     At the primary layer, one count per model and stream. None in runs that did not look.
     """
     rows, said = _at_the_primary_layer(summary), []
-    for about, where in (("contextual", "on the contextual stream"), ("all", "on the raw stream")):
+    for about, where in (("contextual", "On the contextual stream"), ("all", "On the raw stream")):
         mine = [row for row in rows if row.about == about]
         trained = [row.token_identity for row in mine]
         twins = [row.twin.token_identity for row in mine if row.twin is not None]
@@ -69,12 +69,12 @@ def token_sentence(summary: Summary) -> str | None:
             for found, who in ((trained, "in trained models"), (twins, "in untrained twins"))
             if any(one is not None for one in found)
         ]
-        said += [f"{where} {', '.join(clauses)}"] if clauses else []
+        said += [f"{where}: {'; '.join(clauses)}."] if clauses else []
     if not said:
         return None
     return (
-        f"Of when a class fires, the current token and its position explain {'; '.join(said)}. "
-        "Medians over classes, by model; on one token is less than 1 bit of its identity."
+        f"How far the current token, or its position, decides when a class fires. {' '.join(said)} "
+        "Medians over the classes of a model; on one token: less than 1 bit of its identity."
     )
 
 
@@ -83,7 +83,7 @@ def _clause(found: Sequence[TokenIdentity], who: str) -> str:
     n = sum(one.n_classes for one in found)
     enough = [one for one in found if one.explained.low is not None]
     if not enough:
-        return f"(too few classes to say {who}, {whole(n)})"
+        return f"{who} too few classes to say ({whole(n)})"
     token, position = (
         span(known_values(values), "{:.0%}".format)
         for values in (
@@ -93,7 +93,7 @@ def _clause(found: Sequence[TokenIdentity], who: str) -> str:
     )
     on_one = sum((one.detectors.value or 0.0) * one.n_classes for one in found)
     share = f"{percent(on_one / n)} of {whole(n)} classes fire on one token"
-    return f"{token} and {position} {who} ({share})"
+    return f"{who} {token} by the token and {position} by the position ({share})"
 
 
 def _at_the_primary_layer(summary: Summary) -> list[PackingRow]:

@@ -32,12 +32,13 @@ def lines(table: Any) -> list[dict[str, str]]:
 def test_the_sentence_sets_the_streams_and_the_twins_side_by_side() -> None:
     data = report_run.summary()
     assert token_sentence(read_summary(data)) == (
-        "Of when a class fires, the current token and its position explain on the contextual "
-        "stream 20% and 1% in trained models (0.0% of 320 classes fire on one token), (too few "
-        "classes to say in untrained twins, 0); on the raw stream 70% and 1% in trained models "
-        "(10.0% of 320 classes fire on one token), 30% and 50% in untrained twins (10.0% of 160 "
-        "classes fire on one token). Medians over classes, by model; on one token is less than 1 "
-        "bit of its identity."
+        "How far the current token, or its position, decides when a class fires. On the "
+        "contextual stream: in trained models 20% by the token and 1% by the position (0.0% of 320 "
+        "classes fire on one token); in untrained twins too few classes to say (0). On the raw "
+        "stream: in trained models 70% by the token and 1% by the position (10.0% of 320 classes "
+        "fire on one token); in untrained twins 30% by the token and 50% by the position (10.0% of "
+        "160 classes fire on one token). Medians over the classes of a model; on one token: less "
+        "than 1 bit of its identity."
     )
     # By class and not by model: one with nine times the classes weighs nine times.
     [first, *_] = [r for r in data["packing"] if r["about"] == "all"]
@@ -45,7 +46,9 @@ def test_the_sentence_sets_the_streams_and_the_twins_side_by_side() -> None:
     assert "32.5% of 640 classes fire on one" in (token_sentence(read_summary(data)) or "")
     # A median of few classes, which has no interval, stands in the table and not here.
     first["token_identity"]["explained"] = {"value": 0.99}
-    assert "raw stream 70% and 1% in trained" in (token_sentence(read_summary(data)) or "")
+    assert "raw stream: in trained models 70% by the token and 1%" in (
+        token_sentence(read_summary(data)) or ""
+    )
     assert token_sentence(read_summary(without(data, "token_identity"))) is None
 
 
