@@ -127,7 +127,7 @@ def test_models_and_twins_are_drawn_along_both_thresholds() -> None:
 def test_referees_are_told_of_both() -> None:
     replies = dict(objections(read_summary(report_run.summary())))
     tokens = replies["The latents only name the current token."]
-    assert "70% and 1%" in tokens
+    assert "70% by the token and 1%" in tokens
     matching = replies["With other thresholds of a match the answer is another."]
     assert "with a cosine of at least 0.60 to 0.90 trained models count 1.6 to 3.4" in matching
     assert "with a correlation of at least 0.30 to 0.70" in matching
