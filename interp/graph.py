@@ -225,7 +225,9 @@ class Graph:
         }[unit.kind]  # fmt: skip
         if unit.kind == "pilots" and self.config.confirm_k:
             fields += ("sae_tokens",)
-        found: dict[str, Any] = dict(provenance(self.sources.text_sha256))
+        found: dict[str, Any] = dict(
+            provenance(self.sources.text_sha256, counting=unit.kind == "rows")
+        )
         found["config_sha256"] = source.config_sha256
         found["tokenizer_sha256"] = source.tokenizer_sha256
         if unit.control != TWIN:

@@ -25,13 +25,14 @@ from interp.controls import MatchedGaussian, random_init_twin, shuffle_tokens_wi
 from interp.corpora import Corpus
 from interp.errors import UserError
 from interp.graph import Graph
-from interp.held_out import HeldOut, pilot_rows, sae_rows, splice_rows
+from interp.held_out import HeldOut
 from interp.loss import loss
 from interp.models import Model, load
 from interp.progress import Progress
 from interp.provenance import provenance
 from interp.run import GAUSSIAN, SHUFFLED, TWIN, write_json, write_table
 from interp.sources import ModelSource
+from interp.spot_rows import pilot_rows, sae_rows, splice_rows
 from interp.spot_training import SpotTraining
 from interp.spots import HALF, MAIN, Spot, longest_budget, sae_tokens, seed_configs, spots
 from interp.streams import Streams
@@ -138,7 +139,7 @@ class Measurement:
             "parity_error": model.parity_error,
             "weights_sha256": model.weights_sha256,
             "tokens_sha256": blocks.sha256,
-            "provenance": provenance(self.corpus.sha256),
+            "provenance": provenance(self.corpus.sha256, counting=False),
             "warnings": list(blocks.warnings),
         }
         write_json(self.work / "model.json", measured)

@@ -121,13 +121,23 @@ AFTERWARDS = {
 """Modules of interp that make no rows: they may change under a half-done study."""
 
 SAES_ASIDE = {"cli.py", "errors.py", "options.py", "peers.py", "pretrained.py", "progress.py",
-              "runs.py", "trackers.py"}  # fmt: skip
+              "runs.py", "synthetic.py", "trackers.py"}  # fmt: skip
 """The same of saes, which a study does not train or match with."""
 
 
-def provenance(text_sha256: str) -> dict[str, str]:
-    """One name, one value each; two measurements may stand side by side where all are equal."""
-    return {"text_sha256": text_sha256, "code_sha256": code_sha256(), **versions()}
+COUNTING = {"documents.py", "estimate.py", "estimation.py", "packing.py", "reproducibility.py",
+            "splice.py", "spot_rows.py", "strictness.py", "token_identity.py",
+            "assignment.py", "composites.py", "edges.py", "latent_set.py", "matching.py",
+            "null_dictionaries.py"}  # fmt: skip
+"""Modules that measure SAEs which are there: where they alone change, no SAE is trained again."""
+
+
+def provenance(text_sha256: str, *, counting: bool = True) -> dict[str, str]:
+    """One name, one value each; two measurements may stand side by side where all are equal.
+
+    `counting` as in `code_sha256`.
+    """
+    return {"text_sha256": text_sha256, "code_sha256": code_sha256(counting=counting), **versions()}
 
 
 @cache
@@ -137,13 +147,16 @@ def versions() -> dict[str, str]:
 
 
 @cache
-def code_sha256() -> str:
-    """Hash of the modules that make rows: saes, and interp without what reads rows."""
+def code_sha256(*, counting: bool = True) -> str:
+    """Hash of the modules that make rows: saes, and interp without what reads rows.
+
+    Without `counting`, of those that losses, streams and SAEs come from.
+    """
     return sources_sha256(
         (package, file)
         for package, left_out in (("saes", SAES_ASIDE), ("interp", AFTERWARDS))
         for file in modules(files(package))
-        if file.name not in left_out
+        if file.name not in left_out and (counting or file.name not in COUNTING)
     )
 
 

@@ -11,8 +11,8 @@ import saes
 from interp.capture import passes
 from interp.config import StudyConfig
 from interp.held_out import HeldOut
+from interp.k_rule import choose_k
 from interp.models import Model
-from interp.packing import choose_k
 from interp.progress import Progress
 from interp.spots import (
     WARM_UP,

@@ -22,7 +22,6 @@ from interp.errors import UserError
 from interp.explore import exploring
 from interp.explore.groups import groups_of
 from interp.graph import Graph
-from interp.held_out import sae_rows
 from interp.plan import plan_study
 from interp.push import write_tree
 from interp.report.objections import objections
@@ -30,6 +29,7 @@ from interp.report.reading import read_summary
 from interp.report.tables import ARCHITECTURES, dictionary_table, sensitivity_table
 from interp.run import MAY_GROW, Run, RunFolder, open_run
 from interp.sources import Sources
+from interp.spot_rows import sae_rows
 from interp.spots import Spot, sae_config
 from interp.study import run_study
 from saes.config import PENALIZED, SAEConfig
@@ -229,7 +229,7 @@ def test_the_null_is_as_sparse_as_the_saes(
     config: StudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not as dense as the fullest token of a threshold."""
-    from interp import held_out
+    from interp import spot_rows
     from interp.held_out import HeldOut
 
     x = torch.randn(2_048, 8, generator=torch.Generator().manual_seed(0))
@@ -241,13 +241,13 @@ def test_the_null_is_as_sparse_as_the_saes(
     group = saes.train(({"resid": x} for _ in range(2)), configs, workers=1)
     assert max(sae.encode(x).indices.shape[1] for sae in group) > 2
     seen: list[int] = []
-    real: Any = held_out.reproducible_estimate
+    real: Any = spot_rows.reproducible_estimate
 
     def note(*args: Any, k: int, **more: Any) -> Any:
         seen.append(k)
         return real(*args, k=k, **more)
 
-    monkeypatch.setattr(held_out, "reproducible_estimate", note)
+    monkeypatch.setattr(spot_rows, "reproducible_estimate", note)
     rows = torch.arange(len(x))
     held = HeldOut(x, rows % 50, rows % 64, rows // 64, 0.0)
     found = sae_rows(group, None, held, config, k=2, k_reached=True, n_tokens=4_096)

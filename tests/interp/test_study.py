@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from interp.geometry import mean_squared_overlap
 from interp.models import load
 from interp.overlaps import head_overlaps
 from interp.run import CONFIG, CONTROLS, Run, RunFolder, folder_name, open_run
+from interp.spot_training import SpotTraining
 from interp.study import run_study
 from saes.config import SAEConfig
 from saes.trunk import trunks
@@ -424,7 +426,7 @@ def test_parts_of_another_text_do_not_stand_beside_new_ones(
             run_study(config, out, quiet=True)
     finally:
         text.write_text(original)
-    monkeypatch.setattr(provenance, "code_sha256", lambda: "edited")
+    monkeypatch.setattr(provenance, "code_sha256", lambda *, counting: "edited")
     with pytest.raises(UserError, match=r"measured with code_sha256 [0-9a-f]{12}, now it is edit"):
         run_study(config, out, quiet=True)
     monkeypatch.undo()
@@ -441,6 +443,48 @@ def test_the_code_hash_covers_what_makes_rows() -> None:
     assert {f.name for f in provenance.modules(files("interp"))} >= provenance.AFTERWARDS
     assert {f.name for f in provenance.modules(files("saes"))} >= provenance.SAES_ASIDE
     assert len(provenance.code_sha256()) == 64
+    assert provenance.code_sha256() != provenance.code_sha256(counting=False)
+
+
+def test_nothing_that_trains_reads_what_counts() -> None:
+    """Or SAEs would depend on code that their hash leaves out. What calls both is `measure`."""
+    aside = {"interp": provenance.AFTERWARDS, "saes": provenance.SAES_ASIDE}
+    counting = {
+        f"{package}.{file.name.removesuffix('.py')}"
+        for package in aside
+        for file in provenance.modules(files(package))
+        if file.name in provenance.COUNTING
+    }
+    assert len(counting) == len(provenance.COUNTING)
+    for package, left_out in aside.items():
+        for file in provenance.modules(files(package)):
+            if file.name in left_out | provenance.COUNTING | {"measure.py"}:
+                continue
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.ImportFrom):
+                    named = {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
+                    assert not named & counting, f"{package}/{file.name}"
+
+
+def test_other_counting_counts_again_what_was_trained(
+    run: Run, config: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(run.path, tmp_path / "copy"))
+    before = {p: p.stat().st_mtime_ns for p in (out / "saes").rglob("*.safetensors")}
+    code_sha256 = provenance.code_sha256
+
+    def changed(*, counting: bool = True) -> str:
+        return "c" * 64 if counting else code_sha256(counting=False)
+
+    monkeypatch.setattr(provenance, "code_sha256", changed)
+    with pytest.raises(UserError, match="code_sha256"):
+        run_study(config, out, quiet=True)
+    trained = []
+    monkeypatch.setattr(SpotTraining, "train", lambda *args: trained.append(args))
+    again = run_study(config, out, quiet=True, redo=True)
+    assert not trained
+    assert {p: p.stat().st_mtime_ns for p in (out / "saes").rglob("*.safetensors")} == before
+    pd.testing.assert_frame_equal(again.results, run.results)
 
 
 def test_a_text_without_a_split_is_refused_before_anything_is_written(

@@ -288,7 +288,7 @@ def test_results_of_a_version_without_records_are_left_alone(
 
 
 def test_other_code_is_named_by_the_status_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "code_sha256", lambda: "edited")
+    monkeypatch.setattr(provenance, "code_sha256", lambda *, counting: "edited")
     found = status(run.path)
     assert {part.state for part in found.parts} == {"stale"}
     assert "code_sha256 was" in found.parts[0].detail
