@@ -33,14 +33,14 @@ def sitting(root: Path, every: float = KEPT_EVERY_SECONDS) -> Iterator[None]:
     ended = threading.Event()
 
     def keep() -> None:
-        _file(root).parent.mkdir(exist_ok=True)
-        durable.write(_file(root), f"{before + time.monotonic() - began:.1f}\n".encode())
+        # A full disk is the work's own to tell, in words about what was lost there.
+        with contextlib.suppress(UserError, OSError):
+            _file(root).parent.mkdir(exist_ok=True)
+            durable.write(_file(root), f"{before + time.monotonic() - began:.1f}\n".encode())
 
     def keep_on() -> None:
         while not ended.wait(every):
-            # A full disk is the work's own to notice.
-            with contextlib.suppress(UserError, OSError):
-                keep()
+            keep()
 
     keeper = threading.Thread(target=keep_on, name="stopwatch", daemon=True)
     keeper.start()

@@ -311,7 +311,9 @@ def _estimate(
     v_seeds = (n_seeds - 1) ** 2 / n_seeds * float(np.var(without, ddof=1))
     v_documents = float(np.var(resampled, ddof=1))
     half = half_width(v_seeds, v_documents, 0.0, n_seeds, len(resampled))
-    return replace(found, ci_low=max(value - half, 0.0), ci_high=value + half)
+    # All of these are shares, which what is subtracted for chance may put just below 0.
+    low, high = max(value - half, min(value, 0.0)), min(value + half, max(value, 1.0))
+    return replace(found, ci_low=low, ci_high=high)
 
 
 def _uncertainty(

@@ -6,9 +6,10 @@ from math import isclose
 
 from interp.report.contrast import contrast
 from interp.report.records import PackingRow, Strictness, Summary, TokenIdentity
-from interp.report.tables import CONTROLS, Table, folded
+from interp.report.tables import Table, folded
 from interp.report.wording import (
     ABSENT,
+    CONTROLS,
     at_its_width,
     known_values,
     percent,

@@ -6,6 +6,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from interp import durable
+from interp.errors import NoSpaceError
 from interp.stopwatch import seconds_spent, sitting
 
 KILLED = """
@@ -34,6 +38,17 @@ def test_sittings_add_up_whatever_ends_them(tmp_path: Path) -> None:
         time.sleep(0.15)
         raise KeyError
     assert seconds_spent(tmp_path) >= first + 0.1
+
+
+def test_what_the_work_complains_of_is_what_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise NoSpaceError(f"{path}: no space left")
+
+    monkeypatch.setattr(durable, "write", full)
+    with pytest.raises(NoSpaceError, match="the work's"), sitting(tmp_path):
+        raise NoSpaceError("the work's own file: no space left")
 
 
 def test_a_killed_sitting_keeps_what_it_had(tmp_path: Path) -> None:

@@ -271,6 +271,22 @@ def test_the_interval_is_that_of_seeds_and_documents(planted: TokenIdentity) -> 
     assert value - low == pytest.approx(high - value)
 
 
+def test_a_share_just_below_zero_lies_in_its_interval() -> None:
+    """What random positions explain is subtracted, and half of all such shares end below 0."""
+    dicts = [latent_set(seed) for seed in range(3)]
+    classes = reproducible(dicts, 0.7).classes
+    found = []
+    for turn in (1_000, 2_000, 3_000, 4_000):  # tokens that firing has nothing to do with
+        turned = map(torch.from_numpy, (np.roll(TOKENS, turn), PLACES, DOCS))
+        found.append(token_identity(dicts, classes, *turned, generator=generator()).explained)
+    assert min(one.value for one in found if one.value is not None) < 0
+    for one in found:
+        assert one.value is not None
+        assert one.ci_low is not None
+        assert one.ci_high is not None
+        assert one.ci_low <= one.value <= one.ci_high
+
+
 def test_the_jackknife_lets_classes_go_with_their_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six detectors that the third seed has not: without another seed they are no classes."""
 
