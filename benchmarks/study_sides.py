@@ -26,7 +26,7 @@ import saes
 from interp import durable, executor, study
 from interp.config import read_config
 from interp.measure import Measurement
-from interp.units import Unit
+from interp.spot_training import SpotTraining
 from saes.config import SAEConfig
 from saes.sae import SAE
 
@@ -119,8 +119,9 @@ def main() -> None:
         import sae_lens  # noqa: F401  # seconds that are no part of the work
 
         saes.train = peer_train  # type: ignore[attr-defined, assignment]
-    inside, loop = [0.0], [0.0]
+    inside, loop, training = [0.0], [0.0], [0.0]
     _clock(Measurement, "run", inside)
+    _clock(SpotTraining, "_train", training)
     run_units = executor.run_units
 
     def timed(*given: Any) -> Any:
@@ -149,6 +150,7 @@ def main() -> None:
     if config.executor == "local":
         told |= {
             "cpu_seconds": cpu,
+            "training_seconds": training[0],  # with the capture that feeds it
             "overhead_ms_per_unit": 1e3 * (loop[0] - inside[0]) / n_units,
         }
     json.dump(told, sys.stdout)
@@ -157,10 +159,11 @@ def main() -> None:
 def _clock(owner: Any, name: str, seconds: list[float]) -> None:
     original = getattr(owner, name)
 
-    def timed(self: Measurement, unit: Unit) -> None:
+    def timed(*given: Any, **named: Any) -> Any:
         started = time.perf_counter()
-        original(self, unit)
+        found = original(*given, **named)
         seconds[0] += time.perf_counter() - started
+        return found
 
     setattr(owner, name, timed)
 

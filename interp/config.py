@@ -94,6 +94,9 @@ class StudyConfig(BaseModel):
     """Of the SAEs that every count rests on. For the batchtopk kinds k is a mean over tokens."""
     other_architectures: tuple[Architecture, ...] = ()
     """Sensitivity to it, at the primary layer, stream and first size; each with its own k."""
+    encoder_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the product that picks an SAE's latents in training. Their values, the weights and
+    whatever is counted are float32 either way."""
     n_seeds: int = Field(default=3, ge=2, le=16)
     target_fvu: float = Field(default=0.3, gt=0, lt=1)
     """k is what reaches it. At 0.3 models and random twins of every ladder width need less than

@@ -233,9 +233,11 @@ class Graph:
         if unit.control != TWIN:
             found["weights_sha256"] = source.weights_sha256
         found |= {field: getattr(self.config, field) for field in ("seed", "threads", *fields)}
+        # Not named otherwise: records from before there was a choice have these.
         if self.config.device != "cpu":
-            # Not named otherwise: records from before there was a choice are those of CPUs.
             found["device"] = self.config.device
+        if self.config.encoder_dtype != "float32" and unit.kind in ("pilots", "saes"):
+            found["encoder_dtype"] = self.config.encoder_dtype
         if unit.kind in ("streams", "pilots", "saes"):
             # Which tokens count as sinks depends on all layers read at once.
             found["streams"] = list(dict.fromkeys(spot.stream for spot in self.spots(unit)))

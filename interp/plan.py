@@ -305,6 +305,7 @@ def _sae_seconds(d_in: int, spot: Spot, config: StudyConfig) -> float:
                 d_sae=spot.d_sae,
                 k=max(1, d_in // 8),
                 architecture=spot.architecture,
+                encoder_dtype=config.encoder_dtype,
                 n_tokens=n_rows,
                 # A run as short as this would call nearly all latents dead, and revive them all.
                 dead_after_tokens=MAX_DEAD_AFTER_TOKENS,

@@ -146,6 +146,7 @@ def sae_config(
         d_sae=spot.d_sae,
         k=k,
         architecture=spot.architecture,
+        encoder_dtype=config.encoder_dtype,
         hook_point=spot.stream,
         seed=config.seed * 1000 + seed,
         **schedule,

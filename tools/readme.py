@@ -140,6 +140,49 @@ def _equal_training(table: dict[str, Any]) -> str:
     )
 
 
+def studies() -> str:
+    """Whole studies against the same job with another trainer; at growing sizes; on Ray."""
+    folder = ROOT / "results" / "study"
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    benchmark = importlib.import_module("study")
+    sys.path.pop(0)
+    parts = {}
+    for part in benchmark.PARTS:
+        if (file := folder / part / benchmark.RAW).exists():
+            parts[part] = benchmark.medians(json.loads(file.read_text())["runs"][part])
+    if not parts:
+        return "*(no committed run yet)*"
+    told = []
+    if "peer" in parts:
+        told.append(_peers(parts["peer"], benchmark.PEER))
+    told += [line for part in parts if part != "peer"
+             for line in benchmark.verdicts(part, parts[part])]  # fmt: skip
+    tables = [f"[{part}](results/study/{part}/{benchmark.TABLE})" for part in parts]
+    told.append(f"Commands, memory and every side: {', '.join(tables)}.")
+    return "\n\n".join(told)
+
+
+def _peers(sides: Mapping[str, Mapping[str, Any]], peer: str) -> str:
+    lines = [
+        f"| d x d_sae | encoder | wall s | {peer}, wall s | whole job | training with its capture "
+        "| FVU over its FVU |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, ours in sides.items():
+        side, shape = name.split(", ")
+        if side == peer:
+            continue
+        theirs = sides[f"{peer}, {shape}"]
+        times = [f"{theirs[key] / ours[key]:.1f}x" for key in ("wall_seconds", "training_seconds")]
+        cells = [
+            shape, "bfloat16" if side.endswith("bf16") else "float32",
+            f"{ours['wall_seconds']:.0f}", f"{theirs['wall_seconds']:.0f}",
+            *times, f"{ours['fvu'] / theirs['fvu']:.3f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def capture() -> str:
     """Capture against the bare forward pass and other libraries, from the benchmark's raw runs."""
     folder = ROOT / "results" / "capture"
@@ -289,6 +332,7 @@ BLOCKS = {
     "figure": figure,
     "supported": supported,
     "speed": speed,
+    "studies": studies,
     "capture": capture,
     "toy": toy,
     "calibration": calibration,
