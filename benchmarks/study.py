@@ -188,11 +188,13 @@ def markdown(result: dict[str, Any]) -> str:
     for part, runs in result["runs"].items():
         sides = medians(runs)
         lines += [f"**{part}**", "",
-                  "| side | wall s | CPU s | peak MB | FVU | SAEs | units | overhead ms/unit |",
-                  "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+                  "| side | wall s | training, capture s | CPU s | peak MB | FVU | SAEs | units "
+                  "| overhead ms/unit |",
+                  "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
         for name, one in sides.items():
             figures = (
                 f"{one['wall_seconds']:.1f}",
+                _or_dash(one, "training_seconds", ".1f"),
                 _or_dash(one, "cpu_seconds", ".1f"),
                 f"{one['peak_memory_bytes'] / 1e6:,.0f}",
                 f"{one['fvu']:.4f}",

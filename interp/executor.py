@@ -14,13 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
 from interp import durable
 from interp.corpora import Corpus
 from interp.errors import NoSpaceError
 from interp.graph import Graph
-from interp.machine import peak_memory_bytes, processor
+from interp.machine import peak_memory_bytes, processor, threads
 from interp.measure import Measurement
 from interp.progress import Progress
 from interp.run import write_json
@@ -94,12 +92,14 @@ class Worker:
 
     def _do(self, unit: Unit) -> None:
         graph, started = self.graph, time.monotonic()
-        torch.set_num_threads(graph.config.threads)
-        if self._part is None or self._part.label != unit.label:
-            self._part = None  # first, so that two models are never in memory at once
-            self._part = Measurement(graph, unit.model, unit.control, self.corpus, self.progress)
-        kept = len(graph.kept(unit))
-        self._part.run(unit)
+        with threads(graph.config.threads):
+            if self._part is None or self._part.label != unit.label:
+                self._part = None  # first, so that two models are never in memory at once
+                self._part = Measurement(
+                    graph, unit.model, unit.control, self.corpus, self.progress
+                )
+            kept = len(graph.kept(unit))
+            self._part.run(unit)
         inputs = graph.inputs(unit)
         assert inputs is not None
         record = Record(

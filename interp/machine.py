@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -25,6 +27,25 @@ def processor(device: str) -> str:
     import torch  # which takes a second
 
     return f"{cpu_name()}, {torch.cuda.get_device_name()}"
+
+
+@contextmanager
+def threads(n_threads: int) -> Iterator[None]:
+    """So many for torch, and for numpy's matrix products inside.
+
+    Their last bits depend on the number of threads. numpy's BLAS takes all cores whatever torch
+    was told, so that the same study would end otherwise on a machine with more of them.
+    """
+    import torch  # which takes a second
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        with threadpool_limits(limits=n_threads, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def peak_memory_bytes() -> int:

@@ -10,8 +10,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from interp import durable
 from interp.analysis import analyse, edited_table
 from interp.config import StudyConfig
@@ -19,6 +17,7 @@ from interp.corpora import Corpus, load_text
 from interp.errors import UserError
 from interp.executor import Executor, Failure, LocalExecutor, Worker, run_units
 from interp.graph import Graph
+from interp.machine import threads
 from interp.models import load, require_device
 from interp.progress import Progress
 from interp.provenance import provenance
@@ -59,7 +58,6 @@ def run_study(
     with durable.only_writer(folder.root):
         config = folder.claim(config, redo=redo)  # again: a study begun at the same moment
         _check_device(config)  # of a study begun elsewhere, where `auto` found another
-        torch.set_num_threads(config.threads)
         graph = Graph(config, folder, sources)
         if redo:
             _forget(graph)
@@ -76,7 +74,8 @@ def run_study(
                 failures = run_units(graph, left, executor, progress)
         progress.at("fits and report")
         command = command or f"interp study {config.preset}"
-        analyse(graph, corpus, command, failures)
+        with threads(config.threads):
+            analyse(graph, corpus, command, failures)
         progress.close(f"done; measuring took {seconds_spent(folder.root) / 60:.1f} minutes")
     return open_run(folder.root)
 
