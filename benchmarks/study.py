@@ -174,7 +174,7 @@ def ray_sides(tokens: int) -> dict[str, Side]:
     """Four models of one thread each, here and on a cluster of one and of two CPUs."""
     config = base(tokens, 1).model_copy(update={"models": FAMILY, "other_layers": False})
     ray = config.model_copy(update={"executor": "ray"})
-    workers = {f"ray, {n} CPUs": Side(ray, ("--ray-cpus", str(n))) for n in (1, 2)}
+    workers = {f"Ray, {n} worker{'s' * (n > 1)}": Side(ray, ("--ray-cpus", str(n))) for n in (1, 2)}
     return {"local": Side(config), **workers}
 
 
@@ -210,11 +210,7 @@ def markdown(result: dict[str, Any]) -> str:
 def verdicts(part: str, sides: dict[str, dict[str, Any]]) -> list[str]:
     """One line for every target that the part has."""
     if part == "peer":
-        return [
-            _against(name, side, sides[f"{PEER}, {name.split(', ')[1]}"])
-            for name, side in sides.items()
-            if not name.startswith(PEER)
-        ]
+        return [_against(*pair) for pair in pairs(sides)]
     if part == "growth":
         one = sides["base"]
         wall, memory = _times(sides["tokens x2"], one)
@@ -242,6 +238,16 @@ def verdicts(part: str, sides: dict[str, dict[str, Any]]) -> list[str]:
     ]
     same = len({table for side in sides.values() for table in side["tables"]}) == 1
     return [f"{'; '.join(walls)}. The same tables in every run: {'yes' if same else 'NO'}."]
+
+
+def pairs(
+    sides: Mapping[str, dict[str, Any]],
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Every side of ours by name, with the peer's at its shape."""
+    for name, ours in sides.items():
+        side, shape = name.split(", ")
+        if side != PEER:
+            yield name, ours, sides[f"{PEER}, {shape}"]
 
 
 def _against(name: str, ours: dict[str, Any], peer: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,33 +154,30 @@ def studies() -> str:
         return "*(no committed run yet)*"
     told = []
     if "peer" in parts:
-        told.append(_peers(parts["peer"], benchmark.PEER))
-    told += [line for part in parts if part != "peer"
-             for line in benchmark.verdicts(part, parts[part])]  # fmt: skip
+        told.append(_peers(benchmark.pairs(parts["peer"])))
+    others = [benchmark.verdicts(part, sides) for part, sides in parts.items() if part != "peer"]
+    told.append("\n".join(f"- {line}" for lines in others for line in lines))
     tables = [f"[{part}](results/study/{part}/{benchmark.TABLE})" for part in parts]
     told.append(f"Commands, memory and every side: {', '.join(tables)}.")
     return "\n\n".join(told)
 
 
-def _peers(sides: Mapping[str, Mapping[str, Any]], peer: str) -> str:
+def _peers(pairs: Iterable[tuple[str, dict[str, Any], dict[str, Any]]]) -> str:
     lines = [
-        f"| d x d_sae | encoder | wall s | {peer}, wall s | whole job | training with its capture "
-        "| FVU over its FVU |",
-        "|---|---|---|---|---|---|---|",
+        "| side, d x d_sae | seconds, of them in training | sae-lens's | times faster, in training "
+        "| FVU, ours / sae-lens's |",
+        "|---|---|---|---|---|",
     ]
-    for name, ours in sides.items():
-        side, shape = name.split(", ")
-        if side == peer:
-            continue
-        theirs = sides[f"{peer}, {shape}"]
-        times = [f"{theirs[key] / ours[key]:.1f}x" for key in ("wall_seconds", "training_seconds")]
+    keys = ("wall_seconds", "training_seconds")
+    for name, ours, theirs in pairs:
         cells = [
-            shape, "bfloat16" if side.endswith("bf16") else "float32",
-            f"{ours['wall_seconds']:.0f}", f"{theirs['wall_seconds']:.0f}",
-            *times, f"{ours['fvu'] / theirs['fvu']:.3f}",
-        ]  # fmt: skip
+            name,
+            *(", ".join(f"{one[key]:.0f}" for key in keys) for one in (ours, theirs)),
+            ", ".join(f"{theirs[key] / ours[key]:.1f}x" for key in keys),
+            f"{ours['fvu'] / theirs['fvu']:.3f}",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n\nTraining includes the capture that feeds it."
 
 
 def capture() -> str:
