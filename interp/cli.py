@@ -444,13 +444,13 @@ def _ladder_bracket(args: argparse.Namespace) -> None:
 def _ladder_train(args: argparse.Namespace) -> None:
     from interp.ladder import build
 
-    build.train_all(args.dir, args.widths, ship=args.ship, evaluate=_card_losses)
+    build.train_all(args.dir, args.widths, ship=args.ship, evaluate=_card_facts)
 
 
 def _ladder_arm(args: argparse.Namespace) -> None:
     from interp.ladder import build
 
-    build.train_arm(args.dir, args.only, ship=args.ship, evaluate=_card_losses)
+    build.train_arm(args.dir, args.only, ship=args.ship, evaluate=_card_facts)
 
 
 def _ladder_budgets(args: argparse.Namespace) -> None:
@@ -459,20 +459,21 @@ def _ladder_budgets(args: argparse.Namespace) -> None:
     build.train_budgets(args.dir, args.widths, ship=args.ship)
 
 
-def _card_losses(name: str) -> dict[str, Any]:
-    """Losses on the studies' evaluation texts, for the model card."""
+def _card_facts(name: str) -> dict[str, Any]:
+    """Losses on the studies' evaluation texts and the embedding's rows, for the model card."""
+    from interp.geometry import row_facts
     from interp.loss import loss
     from interp.models import load
     from interp.tokens import tokens
 
     model = load(name)
-    losses = {}
+    facts: dict[str, Any] = {"rows": row_facts(model.unembedding)}
     for text in ("deps", "stdlib"):
         blocks = tokens(text, model, n_tokens=_LOSS_TOKENS, split="held_out")
-        losses[f"{text}_nats_per_token"] = loss(model, blocks).nats_per_token
+        facts[f"{text}_nats_per_token"] = loss(model, blocks).nats_per_token
         # A part that a test can measure again in a second.
-        losses[f"{text}_first_blocks_nats_per_token"] = loss(model, blocks[:32]).nats_per_token
-    return losses
+        facts[f"{text}_first_blocks_nats_per_token"] = loss(model, blocks[:32]).nats_per_token
+    return facts
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from interp.power import detectable
 ARM = "constant_width"
 CAPTION = (
     "at constant width, the order permuted over the whole arm: a lever that moves both packing and "
-    "loss correlates them without packing acting on loss; within_levers leaves that out"
+    "loss correlates them without packing acting on loss; within_levers leaves out what differs "
+    "between levers, and not a lever's own dose"
 )
 INTERVAL = "percentile bootstrap over models"
 Z_95 = 1.959964

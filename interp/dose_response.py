@@ -16,6 +16,7 @@ from interp.kendall import order_test, tau_b, theil_sen
 
 ALPHA = 0.05
 MIN_DOSES = 3
+DOUBLING = "doubling"
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class DoseResponse:
     """Standard deviation between doses over that between seeds of the base recipe."""
     p_spread: float | None
     """F test that the two are one; assumes normal scatter."""
-    p_trend_holm: float | None = None
-    p_spread_holm: float | None = None
-    """Each corrected over all levers of this outcome."""
+    decided_by: str | None = None
+    """trend or spread; see `corrected`."""
+    p_holm: float | None = None
+    """Of that one, corrected over all levers of this outcome."""
     moves: bool | None = None
-    """Whether the outcome moved beyond chance; see `corrected`."""
+    """Whether the outcome moved beyond chance: `p_holm` is at most .05."""
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -100,7 +102,7 @@ def dose_response(
         slope=slope,
         slope_ci_low=low,
         slope_ci_high=high,
-        slope_per="doubling" if doubling else "unit",
+        slope_per=DOUBLING if doubling else "unit",
         spread_over_seeds=ratio,
         p_spread=p_spread,
         reason="; ".join(reasons) or None,
@@ -108,25 +110,31 @@ def dose_response(
 
 
 def corrected(responses: Sequence[DoseResponse]) -> list[DoseResponse]:
-    """With both p corrected by Holm over the levers of each outcome, and what they decide.
+    """With what decides on each lever, its p corrected by Holm over the levers of the outcome.
 
-    An outcome moves if its spread exceeds the seeds' with a corrected p of at most .05; without
-    replicated seeds the trend decides. None where neither could be tested.
+    An amount (told in doublings) is expected to act in one direction, and its trend decides: exact,
+    and with few seeds far stronger than the spread. A signed lever need not (a pull to unit norm
+    and a decay both shorten long rows), so its spread over the seeds' decides. The other stands in
+    where one could not be tested; None where neither could.
     """
     found = list(responses)
     for outcome in dict.fromkeys(r.outcome for r in responses):
         places = [i for i, r in enumerate(responses) if r.outcome == outcome]
-        trends = holm([responses[i].p_trend for i in places])
-        spreads = holm([responses[i].p_spread for i in places])
-        for i, trend, spread in zip(places, trends, spreads, strict=True):
-            deciding = trend if spread is None else spread
+        deciding = [_deciding(responses[i]) for i in places]
+        adjusted = holm([p for _, p in deciding])
+        for i, (name, _), p in zip(places, deciding, adjusted, strict=True):
             found[i] = replace(
-                found[i],
-                p_trend_holm=trend,
-                p_spread_holm=spread,
-                moves=None if deciding is None else deciding <= ALPHA,
+                found[i], decided_by=name, p_holm=p, moves=None if p is None else p <= ALPHA
             )
     return found
+
+
+def _deciding(response: DoseResponse) -> tuple[str | None, float | None]:
+    """(which test, its p)."""
+    tests = [("trend", response.p_trend), ("spread", response.p_spread)]
+    if response.slope_per != DOUBLING:
+        tests.reverse()
+    return next(((name, p) for name, p in tests if p is not None), (None, None))
 
 
 def _spread(

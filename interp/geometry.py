@@ -116,6 +116,21 @@ def row_overlaps(rows: Float[Tensor, "row d_model"]) -> Float[np.ndarray, " row"
     return np.concatenate(found)
 
 
+def row_facts(rows: Float[Tensor, "row d_model"]) -> dict[str, float | None]:
+    """What the MIT study's decay is there to move: lengths of rows, and how much they overlap.
+
+    `represented` is the share with a norm above 1/2 (phi_1/2; Liu, Liu & Gore, arXiv 2505.10465).
+    """
+    found = geometry(rows)
+    norms = torch.linalg.vector_norm(rows.detach().float(), dim=1)
+    return {
+        "norm_mean": found.norm_mean,
+        "represented": float((norms > 0.5).float().mean()),
+        "mean_squared_overlap": found.mean_squared_overlap,
+        "mean_squared_overlap_centred": found.mean_squared_overlap_centred,
+    }
+
+
 def geometry(
     rows: Float[Tensor, "row d_model"],
     *,

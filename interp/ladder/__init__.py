@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ _HERE = Path(__file__).parent
 CHECKPOINTS = _HERE / "checkpoints"
 RECORDS_FILE = _HERE / "models.json"
 BUDGETS_FILE = _HERE / "budgets.json"
+_NAME = re.compile(r"d\d{3}(-.+)?")
 
 
 def names() -> list[str]:
@@ -30,7 +32,8 @@ def _shipped() -> list[str]:
     if not CHECKPOINTS.is_dir():
         return []
     found = [p.parent.name for p in CHECKPOINTS.glob("*/model.safetensors")]
-    return [PREFIX + name for name in sorted(found)]
+    # A killed export leaves a folder of another name.
+    return [PREFIX + name for name in sorted(found) if _NAME.fullmatch(name)]
 
 
 def checkpoint_path(name: str) -> Path:

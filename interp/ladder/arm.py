@@ -2,14 +2,21 @@
 
 Across widths packing and loss both follow width. Here width is fixed at 64 and one lever at a time
 is moved: the MIT study's signed weight decay, on the embedding rows or on every matrix; the number
-of training tokens; the number of distinct projects among them; and, for the spread of it all, the
-seed. Source of the first lever: Liu, Liu & Gore, arXiv 2505.10465.
+of training tokens; the number of distinct projects among them (the fewer, the more often each is
+read again); and, for the spread of it all, the seed. Source of the first lever: Liu, Liu & Gore,
+arXiv 2505.10465.
+
+The base model's rows have norms near 1.7, so a negative decay, which pulls them to 1, shrinks them
+like a positive one: norms are largest at 0. Norm is not monotone in gamma, and a signed lever is
+judged by the spread of what it does, not by a trend (`interp.dose_response`). What each value did
+to the rows stands in the model's record.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from typing import Any
 
 from interp.ladder.corpus import load_projects
@@ -23,20 +30,22 @@ LEVERS: dict[str, str] = {
     "row_decay": "signed decay of the embedding (and output) rows",
     "matrix_decay": "signed decay of every matrix, rows included",
     "tokens": "training tokens",
-    "projects": "distinct projects among as many tokens",
-    "seed": "seed of the initial weights",
+    "projects": "distinct projects among as many tokens, repeated where they are few",
+    "seed": "seed of the initial weights; the data keep their order",
 }
 """What is varied, by its name in records."""
 _SHORT = {"row_decay": "rows", "matrix_decay": "matrices"}
 """In the names of models, where it is another."""
 
 _VALUES: Mapping[str, Sequence[float]] = {
-    "row_decay": (-1, -0.3, 0, 0.3, 1),
-    "matrix_decay": (-1, -0.3, 0, 1, 3),
-    "tokens": (6_291_456, 12_582_912, 50_331_648),
+    "seed": (1, 2, 3, 4),
+    "matrix_decay": (-1, 3, 1, 0, -0.3),
+    "row_decay": (-1, 3, 1, 0, 0.3),
+    # A smaller budget branches off a larger one.
+    "tokens": (12_582_912, 6_291_456, 50_331_648),
     "projects": (2, 6, 20),
-    "seed": (1, 2),
 }
+"""In the order of training: the ends of a lever first."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +83,14 @@ def base_values() -> dict[str, float]:
 
 
 def variants() -> list[Variant]:
-    """Every model of the arm but the base one, which belongs to the ladder's main arm."""
+    """Every model of the arm but the base one, which belongs to the ladder's main arm.
+
+    One value of each lever in turn, so that the first few already say something of each.
+    """
+    rounds = zip_longest(*([(lever, v) for v in values] for lever, values in _VALUES.items()))
     return [
         Variant(lever, value, _recipe(lever, value))
-        for lever, values in _VALUES.items()
-        for value in values
+        for lever, value in filter(None, chain.from_iterable(rounds))
     ]
 
 

@@ -32,6 +32,8 @@ from interp.ladder.train import Progress, build_model, train
 SPLITS = ("train", "held_out")
 BUDGET_SHARES = (0.25, 0.5)
 """Of the main arm's tokens: what every width's loss is also recorded after."""
+SHIPPING_SECONDS = 900
+"""How long one process waits for another that ships: most of it is measuring losses."""
 
 
 def corpus(work_dir: Path) -> None:
@@ -98,6 +100,10 @@ def train_all(
     ids = _ids(work_dir)
     baseline = bigram_loss(ids["train"], ids["held_out"])
     _say(f"token bigram on held-out projects: {baseline:.4f} nats per token")
+    if ship:
+        shutil.copyfile(work_dir / "corpus_manifest.json", corpus_module.MANIFEST_FILE)
+        if (work_dir / "bracket.json").exists():
+            shutil.copyfile(work_dir / "bracket.json", BRACKET_FILE)
     for d_model in widths or WIDTHS:
         recipe, name = base_recipe(d_model), f"d{d_model:03d}"
         run_dir = work_dir / "main" / name
@@ -105,13 +111,7 @@ def train_all(
             recipe, ids["train"], ids["held_out"], run_dir, heartbeat=_heartbeat(name, recipe)
         )
         if ship:
-            export(model, name, recipe, _log(run_dir), baseline, work_dir)
-            add_to_record(PREFIX + name, evaluate(PREFIX + name))
-    if ship:
-        shutil.copyfile(work_dir / "corpus_manifest.json", corpus_module.MANIFEST_FILE)
-        if (work_dir / "bracket.json").exists():
-            shutil.copyfile(work_dir / "bracket.json", BRACKET_FILE)
-        write_card()
+            _ship(model, name, recipe, baseline, run_dir, work_dir, evaluate)
 
 
 def train_arm(
@@ -123,20 +123,21 @@ def train_arm(
 ) -> None:
     """Train the models of the constant-width arm, or those of them that are named.
 
-    Of runs that begin alike (token budgets) the common steps are taken once. Raises UserError for a
-    name that is not in the arm.
+    In the arm's order; of runs that begin alike (token budgets) the common steps are taken once.
+    Raises UserError for a name that is not in the arm.
     """
     by_name = {variant.name: variant for variant in variants()}
-    names = [name.removeprefix(PREFIX) for name in only or by_name]
-    if unknown := set(names) - by_name.keys():
+    names = {name.removeprefix(PREFIX) for name in only or by_name}
+    if unknown := names - by_name.keys():
         raise UserError(
             f"the arm has no {', '.join(sorted(unknown))}; there are: {', '.join(by_name)}"
         )
     ids = _ids(work_dir)
     baseline = bigram_loss(ids["train"], ids["held_out"])
-    # Larger budgets first: they are what smaller ones branch off.
-    for name in sorted(names, key=lambda name: -by_name[name].recipe.n_tokens):
-        variant, run_dir = by_name[name], work_dir / "arm" / name
+    for name, variant in by_name.items():
+        if name not in names:
+            continue
+        run_dir = work_dir / "arm" / name
         recipe = variant.recipe
         train_ids = ids["train"]
         if recipe.n_projects is not None:
@@ -151,10 +152,7 @@ def train_arm(
         )
         if ship:
             lever = {"name": variant.lever, "value": variant.value}
-            export(model, name, recipe, _log(run_dir), baseline, work_dir, lever=lever)
-            add_to_record(PREFIX + name, evaluate(PREFIX + name))
-    if ship:
-        write_card()
+            _ship(model, name, recipe, baseline, run_dir, work_dir, evaluate, lever=lever)
 
 
 def train_budgets(
@@ -242,6 +240,28 @@ def bigram_loss(train_ids: np.ndarray, held_out_ids: np.ndarray, d_vocab: int = 
     smoothed = (counts + kinds * unigram) / np.maximum(rows + kinds, 1)
     smoothed[rows[:, 0] == 0] = unigram
     return float(-np.log(smoothed[held_out_ids[:-1], held_out_ids[1:]]).mean())
+
+
+def _ship(
+    model: Any,
+    name: str,
+    recipe: Recipe,
+    baseline: float,
+    run_dir: Path,
+    work_dir: Path,
+    evaluate: Evaluate,
+    *,
+    lever: dict[str, Any] | None = None,
+) -> None:
+    """Put a model with all that is said of it into the package.
+
+    One process at a time: the records and the card are files of all models.
+    """
+    CHECKPOINTS.mkdir(exist_ok=True)
+    with durable.only_writer(CHECKPOINTS, wait_seconds=SHIPPING_SECONDS):
+        export(model, name, recipe, _log(run_dir), baseline, work_dir, lever=lever)
+        add_to_record(PREFIX + name, evaluate(PREFIX + name))
+        write_card()
 
 
 def export(

@@ -55,10 +55,14 @@ _ARM = """
 
 Width 64, same architecture, tokenizer, data and recipe but for one lever at a time; the first row
 is the ladder's own model. Signed decay gamma: W -= lr gamma W where it is not negative; where it
-is, every vector of the residual stream is pulled to norm 1 (w -= lr gamma w (1/|w| - 1)).
+is, every vector of the residual stream is pulled to norm 1 (w -= lr gamma w (1/|w| - 1)). Rows of
+the base model are longer than 1, so a negative gamma shortens them too: "rows" shows what each
+value did, the mean norm of the embedding's rows, the share above 1/2, and their mean squared cosine
+(1/64 at random). Seeds change the initial weights and leave the order of the data as it is. Models
+of fewer projects read them several times over, so that lever is variety and repetition at once.
 
-| model | what was changed | value | held-out projects | deps | stdlib | loss spikes |
-|---|---|---|---|---|---|---|
+| model | lever | value | held-out projects | deps | stdlib | spikes | norm | > 1/2 | cos² |
+|---|---|---|---|---|---|---|---|---|---|
 """
 
 _BUDGETS = """
@@ -144,16 +148,25 @@ def _losses(record: Mapping[str, Any]) -> str:
     )
 
 
+def _rows(record: Mapping[str, Any]) -> str:
+    """Of the embedding; `interp.geometry.row_facts`."""
+    rows = record["rows"]
+    norm, represented = rows["norm_mean"], rows["represented"]
+    return f"{norm:.2f} | {represented:.3f} | {rows['mean_squared_overlap']:.3f} |"
+
+
 def _arm_table(records: Mapping[str, Any]) -> str:
     levers = {name: r["lever"] for name, r in records.items() if "lever" in r}
     if not levers:
         return ""
-    rows = [f"| `{PREFIX}{BASE}` | nothing | | {_losses(records[PREFIX + BASE])}"]
+    base = records[PREFIX + BASE]
+    rows = [f"| `{PREFIX}{BASE}` | nothing | | {_losses(base)} {_rows(base)}"]
     order = list(LEVERS)
     for name in sorted(levers, key=lambda n: (order.index(levers[n]["name"]), levers[n]["value"])):
         lever, value = levers[name]["name"], levers[name]["value"]
         shown = f"{value:,}" if lever == "tokens" else f"{value:g}"
-        rows.append(f"| `{name}` | {LEVERS[lever]} | {shown} | {_losses(records[name])}")
+        told = f"{_losses(records[name])} {_rows(records[name])}"
+        rows.append(f"| `{name}` | {LEVERS[lever]} | {shown} | {told}")
     return _ARM + "\n".join(rows) + "\n"
 
 

@@ -69,7 +69,7 @@ def _packing(arm: Arm, rows: Sequence[PackingRow], noun: str) -> str:
     if moving:
         return f"packing moves with {listed(moving)} ({extent})"
     if tested:
-        return f"no lever moves packing beyond what seeds do ({extent})"
+        return f"no lever moves packing beyond chance ({extent})"
     return f"no test says whether packing moves ({extent})"
 
 
@@ -105,9 +105,9 @@ def _levers(arm: Arm) -> str:
         if levers
     ]
     if not parts:
-        return "No lever moves packing or loss beyond what seeds of one recipe do."
+        return "No lever moves packing or loss beyond chance."
     text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]} (beyond what seeds of one recipe do, Holm over levers)."
+    return f"{text[0].upper()}{text[1:]} (beyond chance, Holm over levers)."
 
 
 def _within(found: Correlation) -> str:
@@ -116,7 +116,7 @@ def _within(found: Correlation) -> str:
     p = found.p_within_levers
     shown = p is not None and p <= ALPHA
     reading = (
-        "so the relation is not only that some levers move both"
+        "so differences between levers are not all of it (a lever's own dose still may be)"
         if shown
         else "so a lever that moves both could be all there is to any relation"
     )

@@ -20,8 +20,8 @@ def lever_value(value: float | None) -> str:
 def dose_table(arm: Arm) -> Table | None:
     """One line per lever and outcome; None without levers."""
     columns = (
-        "Lever", "Outcome", "Models", "Kendall", "Trend p", "Holm", "Slope [95%]", "Per",
-        "Over seeds", "Spread p", "Holm ", "Moves", "Note",
+        "Lever", "Outcome", "Models", "Kendall", "Trend p", "Slope [95%]", "Per",
+        "Over seeds", "Spread p", "Decided by", "Holm", "Moves", "Note",
     )  # fmt: skip
     rows = tuple(
         (
@@ -30,12 +30,12 @@ def dose_table(arm: Arm) -> Table | None:
             whole(r.n_models),
             significant(r.tau, 2),
             significant(r.p_trend, 2),
-            significant(r.p_trend_holm, 2),
             at_its_width(r.slope),
             r.slope_per,
             significant(r.spread_over_seeds, 2),
             significant(r.p_spread, 2),
-            significant(r.p_spread_holm, 2),
+            r.decided_by or "",
+            significant(r.p_holm, 2),
             verdict(r.moves),
             r.reason or "",
         )

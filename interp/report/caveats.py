@@ -204,8 +204,9 @@ def _arm(summary: Summary) -> list[str]:
     ]
     if (arm.n_seeds or 0) > 1 and any(r.p_spread is not None for r in arm.responses):
         found.append(
-            f"What counts as moving is judged against {arm.n_seeds} seeds of one recipe, "
-            f"with normal scatter assumed."
+            f"Whether signed decay moves anything is judged against {arm.n_seeds} seeds of one "
+            f"recipe, with normal scatter assumed; amounts are judged by their trend, which "
+            f"assumes none."
         )
     short = sorted({r.lever for r in arm.responses if r.n_models is not None and r.n_models < 5})
     if short:

@@ -256,7 +256,8 @@ def _width(summary: Summary) -> str:
     return (
         f"All models have one width. A lever can still move both: among models with the same lever "
         f"pulled the correlation is {significant(found.within_levers, 2)} "
-        f"(p {significant(found.p_within_levers, 2)})."
+        f"(p {significant(found.p_within_levers, 2)}), which leaves out what differs between "
+        f"levers and not a lever's own dose."
     )
 
 

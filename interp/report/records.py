@@ -270,12 +270,12 @@ class Response:
     n_models: int | None
     tau: float | None
     p_trend: float | None
-    p_trend_holm: float | None
     slope: Interval
     slope_per: str
     spread_over_seeds: float | None
     p_spread: float | None
-    p_spread_holm: float | None
+    decided_by: str | None
+    p_holm: float | None
     moves: bool | None
     reason: str | None
 

@@ -231,6 +231,20 @@ def test_a_lever_that_moves_both_is_found_over_the_arm_and_not_within_levers():
     assert within / 400 < 0.083
 
 
+def test_within_levers_does_not_leave_out_a_levers_own_dose():
+    """200 draws in which the dose moves both and neither the other: what the caption warns of."""
+    rng, gen = np.random.default_rng(0), generator()
+    dose = np.array([-1.0, -0.5, 0, 0.5, 1, -1, -0.3, 0.3, 1, 0, 0, 0])
+    alarms = sum(
+        spearman_within(
+            *(2 * dose + rng.normal(size=(2, 12))), LEVERS, generator=gen, n_draws=199
+        ).p
+        <= 0.05
+        for _ in range(200)
+    )
+    assert alarms / 200 > 0.5
+
+
 def test_groups_that_do_not_vary_say_so():
     flat = spearman_within([1, 1, 2, 2], [1, 2, 3, 4], list("aabb"), generator=generator())
     assert flat.value is None

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ DOSES = np.array([0.1, -1.0, -0.3, 0.0, 0.3, 1.0])
 BASE_FIRST = [True] + [False] * 5
 
 
-def respond(values: Any, seeds: Any, *, lever: str = "rows", **how: Any) -> DoseResponse:
+def respond(
+    values: Any, seeds: Any, *, lever: str = "rows", doses: Any = DOSES, **how: Any
+) -> DoseResponse:
     """`seeds` are the other replicates; the base is the first of `values`."""
     return dose_response(
-        lever, "packing", DOSES, values, BASE_FIRST, replicates=np.array([values[0], *seeds]),
+        lever, "packing", doses, values, BASE_FIRST, replicates=np.array([values[0], *seeds]),
         generator=torch.Generator().manual_seed(0), **how,
     )  # fmt: skip
 
@@ -85,11 +88,55 @@ def test_holm_runs_over_the_levers_of_one_outcome() -> None:
         np.array([2.0, 2.1, 1.9, 2.05, 2.0, 1.95]), [2.0, 1.95], lever="matrices"
     )  # fmt: skip
     both = corrected([moved, still])
-    assert both[0].p_spread_holm == pytest.approx(2 * (moved.p_spread or 0))
-    assert both[0].p_trend_holm == pytest.approx(2 * 2 / 720)
-    assert corrected([moved])[0].p_spread_holm == moved.p_spread
-    # A tail of seeds that barely differ decides, and not the trend alone.
-    assert [r.moves for r in both] == [both[0].p_spread_holm <= 0.05, False]
+    # A signed lever: the spread decides, though the trend is perfect.
+    assert [r.decided_by for r in both] == ["spread", "spread"]
+    assert both[0].p_holm == pytest.approx(2 * (moved.p_spread or 0))
+    assert corrected([moved])[0].p_holm == moved.p_spread
+    assert [r.moves for r in both] == [(both[0].p_holm or 1) <= 0.05, False]
+
+
+def test_an_amount_is_decided_by_its_trend_and_a_signed_lever_by_its_spread() -> None:
+    values = 2 - 0.5 * DOSES
+    signed = respond(values, [2.0, 1.9])
+    amount = respond(values, [2.0, 1.9], lever="tokens", doses=2.0**DOSES, doubling=True)
+    found = corrected([signed, amount])
+    assert [r.decided_by for r in found] == ["spread", "trend"]
+    assert found[1].p_trend == pytest.approx(2 / 720)
+    # Holm over what decides, whichever it is.
+    assert found[1].p_holm == pytest.approx(min(2 * 2 / 720, 1))
+    # Where one cannot be tested the other stands in.
+    [alone] = corrected([respond(values, [])])
+    assert (alone.decided_by, alone.p_holm) == ("trend", alone.p_trend)
+    flat = respond(np.full(6, 2.0), [2.0, 2.0], lever="tokens", doubling=True, doses=2.0**DOSES)
+    assert corrected([flat])[0].decided_by is None
+
+
+@pytest.mark.parametrize("doubling", [False, True])
+def test_what_five_seeds_can_see(doubling: bool) -> None:
+    """A lever whose furthest value shifts the outcome by 10 seeds' deviations moves it, beside
+    three that do nothing, in nine draws of ten (200: 2 standard errors 4 points).
+
+    Signed decay has five values beside the base's, as in the arm, and amounts three.
+    """
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    others = np.array([-2.0, -1, 1]) if doubling else DOSES[1:]
+    base = 0.0 if doubling else DOSES[0]
+    doses = np.concatenate([np.full(5, base), others])
+    shift = 10 * (doses - base) / np.abs(doses - base).max()
+    moved = 0
+    for _ in range(200):
+        seeds = rng.normal(size=5)
+        found = [
+            dose_response(
+                lever, "packing", 2.0**doses if doubling else doses,
+                np.concatenate([seeds, rng.normal(size=len(others))]) + planted * shift,
+                [True] * 5 + [False] * len(others), replicates=seeds, doubling=doubling,
+                generator=generator,
+            )
+            for lever, planted in (("one", 1), ("two", 0), ("three", 0), ("four", 0))
+        ]  # fmt: skip
+        moved += bool(corrected(found)[0].moves)
+    assert moved / 200 > 0.86
 
 
 @pytest.mark.parametrize(
@@ -102,18 +149,18 @@ def test_holm_runs_over_the_levers_of_one_outcome() -> None:
 def test_false_alarms_over_all_levers_of_an_arm(draw: Callable[..., np.ndarray]) -> None:
     """Four levers share the base and three seeds: an alarm in 5% of arms (2,000: 3 se 1.5 points).
 
-    The trend is exact for any scatter; the spread assumes normal, and one-sided tails cost it: 7%
-    (and 32% with Cauchy scatter).
+    Once as they are in the arm, two signed and two amounts, and once all signed: the trend is exact
+    for any scatter; the spread assumes normal, and one-sided tails cost it: 7% (and 32% with Cauchy
+    scatter).
     """
     rng = np.random.default_rng(0)
-    spread = trend = 0
+    spread = mixed = 0
     for _ in range(2000):
         base, seeds = draw(rng, size=1), draw(rng, size=2)
-        found = corrected(
-            [respond(np.concatenate([base, draw(rng, size=5)]), seeds, lever=name)
-             for name in ("rows", "matrices", "tokens", "projects")]
-        )  # fmt: skip
-        spread += any(r.moves for r in found)
-        trend += any((r.p_trend_holm or 1) <= 0.05 for r in found)
-    assert trend / 2000 <= 0.065
+        found = [respond(np.concatenate([base, draw(rng, size=5)]), seeds, lever=name)
+                 for name in ("rows", "matrices", "tokens", "projects")]  # fmt: skip
+        spread += any(r.moves for r in corrected(found))
+        amounts = [replace(r, slope_per="doubling") for r in found[2:]]
+        mixed += any(r.moves for r in corrected([*found[:2], *amounts]))
+    assert mixed / 2000 <= (0.065 if draw is np.random.Generator.normal else 0.08)
     assert spread / 2000 <= (0.065 if draw is np.random.Generator.normal else 0.09)

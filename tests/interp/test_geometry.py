@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from interp.geometry import Geometry, geometry, mean_squared_overlap, row_overlaps
+from interp.geometry import Geometry, geometry, mean_squared_overlap, row_facts, row_overlaps
 
 
 def by_pairs(rows: torch.Tensor) -> np.ndarray:
@@ -166,3 +166,12 @@ def test_the_record_is_frozen() -> None:
     assert isinstance(found, Geometry)
     with pytest.raises(AttributeError):
         found.n = 3  # type: ignore[misc]
+
+
+def test_facts_of_rows_by_hand() -> None:
+    # Norms 0.4, 1 and 2; squared cosines 0, 0 and 1 over the three pairs.
+    rows = torch.tensor([[0.4, 0.0], [0.0, 1.0], [0.0, -2.0]])
+    found = row_facts(rows)
+    assert found["norm_mean"] == pytest.approx(3.4 / 3)
+    assert found["represented"] == pytest.approx(2 / 3)
+    assert found["mean_squared_overlap"] == pytest.approx(1 / 3)

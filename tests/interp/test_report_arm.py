@@ -74,14 +74,14 @@ def test_packing_moves_and_loss_does_not(planted: Data) -> None:
 
 def test_nothing_moves(planted: Data) -> None:
     text = headline(no_relation(nothing_moves(planted)))
-    assert "no lever moves packing beyond what seeds do" in text
+    assert "no lever moves packing beyond chance" in text
     assert ", and there is no evidence that loss" in text
     assert "No lever moves packing or loss" in more(planted)
 
 
 def test_loss_goes_with_packing_though_no_lever_moves_it(planted: Data) -> None:
     planted["correlation"][0] |= {"spearman": 0.6}
-    assert "beyond what seeds do" in headline(nothing_moves(planted))
+    assert "no lever moves packing beyond chance" in headline(nothing_moves(planted))
     assert ", yet loss rises where packing rises (Spearman 0.60" in headline(planted)
 
 
@@ -127,7 +127,7 @@ def test_what_goes_under_the_sentence(planted: Data) -> None:
     assert "Packing and loss both move with row decay and tokens; loss alone moves with matrix" in (
         text
     )
-    assert "so the relation is not only that some levers move both" in text
+    assert "so differences between levers are not all of it" in text
     assert "exploratory" in text
     assert "With any one model left out Spearman lies between −0." in text
     assert "width drives both" not in text
@@ -141,6 +141,7 @@ def test_caveats_of_an_arm(planted: Data) -> None:
     found = caveats(read_summary(planted))
     assert any("1 of 19 primary counts (rows-3)" in text for text in found)
     assert any("judged against 3 seeds" in text for text in found)
+    assert any("amounts are judged by their trend" in text for text in found)
     assert not any("Fewer than five models" in text for text in found)
     assert any("One untrained twin stands for all" in text for text in found)
     # One width: that nothing can be fitted over widths is no news.

@@ -17,9 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from interp import ladder
+from interp.geometry import row_facts
 from interp.ladder import build, card, train
 from interp.ladder.arm import BASE, Variant
 from interp.ladder.recipe import Recipe
+from interp.models import load
 
 STEPS, BATCH = 96, 256
 PROJECTS = 6
@@ -43,7 +45,8 @@ def variants() -> list[Variant]:
 
 def evaluate(name: str) -> dict[str, Any]:
     """What the model card asks for, without the evaluation texts."""
-    return dict.fromkeys(("deps_nats_per_token", "stdlib_nats_per_token"), 5.0)
+    losses = dict.fromkeys(("deps_nats_per_token", "stdlib_nats_per_token"), 5.0)
+    return losses | {"rows": row_facts(load(f"ladder/{name.removeprefix('ladder/')}").unembedding)}
 
 
 def redirect(package: Path, put: Callable[[Any, str, Any], None] = setattr) -> None:
