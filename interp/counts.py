@@ -30,6 +30,9 @@ class _Cell:
         halves = rows[(rows["role"] == HALF) & (rows["quantity"] == "reproducible")]["value"]
         self.half = None if halves.empty else float(halves.iloc[0])
         """S_>=2 of the same seeds after half of the training tokens."""
+        fvus = rows[(rows["role"] == HALF) & (rows["quantity"] == "fvu")]["value"]
+        self.fvu_half = None if fvus.empty else float(fvus.mean())
+        """Mean over these seeds, then."""
 
     def get(self, quantity: str, field: str = "value") -> float | None:
         row = self._rows.get(quantity)
@@ -192,6 +195,7 @@ def _add_what_was_behind(record: dict[str, Any], by_control: Mapping[str, _Cell]
         *((control, by_control[control["name"]]) for control in record["controls"]),
     ):
         one["value_half"] = cell.half
+        one["fvu_half"] = cell.fvu_half
         one["null"] = cell.get("reproducible_null")
         if (n_classes := cell.whole("token_entropy_classes")) is not None:
             one["token_identity"] = _token_identity(cell, n_classes)

@@ -164,7 +164,11 @@ def seed_configs(
         MAIN: {"n_tokens": total, "lr_warmup_fraction": WARM_UP}
     }
     if config.check_convergence:
-        schedules[HALF] = {"n_tokens": total // 2, "lr_warmup_fraction": 2 * WARM_UP}
+        # And at the same rate, which the default takes from the budget.
+        whole = sae_config(config, d_model, spot, k, seed=0, **schedules[MAIN])
+        schedules[HALF] = {
+            "n_tokens": total // 2, "lr_warmup_fraction": 2 * WARM_UP, "lr": whole.peak_lr
+        }  # fmt: skip
     return {
         role: [
             sae_config(

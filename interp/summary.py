@@ -25,6 +25,8 @@ COLUMNS = (
     "architecture", "k_rule", "k", "seed", "role", "quantity", "value", "ci_low", "ci_high", "note",
 )  # fmt: skip
 Z_95 = 1.959964
+FVU_WORSE = 0.002
+"""What seeds and rounding do not explain, of a mean over seeds on the same held-out rows."""
 
 
 def tidy(rows: pd.DataFrame, facts: list[dict[str, Any]]) -> pd.DataFrame:
@@ -275,6 +277,23 @@ def _scaling(facts: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _worse_with_training(chosen: Iterable[dict[str, Any]]) -> list[str]:
+    """SAEs that the second half of their training made worse: their counts count a failure."""
+    worse = []
+    for record in chosen:
+        for one in (record, *record["controls"]):
+            before, after = one.get("fvu_half"), one["fvu"]
+            if before is not None and after is not None and after - before > FVU_WORSE:
+                control = f" {one['name']}" if one is not record else ""
+                worse.append(f"{record['model']}{control} (FVU {before:.3f} to {after:.3f})")
+    if not worse:
+        return []
+    return [
+        f"training failed, the second half of the tokens made the SAEs worse: {', '.join(worse)}; "
+        f"their counts are no counts of features, and a smaller learning rate is needed"
+    ]
+
+
 def _warnings(
     packing: list[dict[str, Any]],
     chosen: list[dict[str, Any]],
@@ -306,6 +325,7 @@ def _warnings(
         say([r for r in chosen if not r["controls"]], "no random-init twin was run")
     unmatched = [r for r in chosen for c in r["controls"] if c["fvu_matched"] is False]
     say(unmatched, "the twin's SAEs do not reach the target FVU")
+    out += _worse_with_training(chosen)
     if any(r["calibration"] == "uncalibrated" for r in chosen):
         out.append("uncalibrated: the estimators were not checked against known feature counts")
     n_usable = sum(_usable(r) for r in chosen)

@@ -11,6 +11,8 @@ from saes.errors import SAEError
 
 LR_FACTOR = 0.06
 LR_REFERENCE_BATCH = 1024
+LR_DRIFT = 50.0
+"""What lr * d_in * sqrt(steps) may be."""
 MAX_LR = 0.02
 MAX_DEAD_AFTER_TOKENS = 10_000_000
 PENALTY_LR = 3e-4
@@ -143,18 +145,24 @@ class SAEConfig(BaseModel):
 
     @property
     def peak_lr(self) -> float:
-        """`lr`, or 0.06 * sqrt(k / d_sae) * batch_size / 1024, at most 0.02, where none is given.
+        """`lr`, or 0.06 * sqrt(k / d_sae) * batch_size / 1024 where none is given, within bounds.
 
-        A latent that fires on fewer tokens wants smaller steps, a larger batch larger ones. Chosen
-        in trials on the ladder's contextual streams of widths 64 and 96 (d_sae 256 to 1536, k 3 to
-        24, batch 256 to 2048) that are not kept: where to begin, to be bracketed where it matters.
+        A latent that fires on fewer tokens wants smaller steps, a larger batch larger ones. At most
+        0.02, and at most 50 / (d_in sqrt(steps)): a step of Adam moves a pre-activation by up to
+        lr * d_in, and over many steps that adds up like a random walk. Without the second bound
+        encoder rows grow, biases fall and latents die for good, the more the longer the training
+        (`benchmarks/learning_rate.py`).
+
+        Where to begin, to be bracketed where it matters: the factor was chosen in trials of a
+        million tokens on the ladder's contextual streams of widths 64 and 96 that are not kept.
         """
         if self.lr is not None:
             return self.lr
         if self.architecture in PENALIZED:
             return PENALTY_LR
         rule = LR_FACTOR * math.sqrt(self.k / self.d_sae) * self.batch_size / LR_REFERENCE_BATCH
-        return min(rule, MAX_LR)
+        n_steps = max(self.n_tokens / self.batch_size, 1.0)
+        return min(rule, LR_DRIFT / (self.d_in * math.sqrt(n_steps)), MAX_LR)
 
     @property
     def n_aux(self) -> int:

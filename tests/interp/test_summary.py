@@ -167,6 +167,27 @@ def test_what_was_behind_a_count_stands_beside_it() -> None:
     assert twin["tokens_per_latent"] == 12_000
 
 
+def test_saes_that_training_made_worse_are_named() -> None:
+    def half(control: str, fvu: float) -> list[dict[str, Any]]:
+        first = next(r for r in rows(control=control) if r["quantity"] == "fvu_mean")
+        return [
+            first | {"role": "half", "quantity": "fvu", "seed": seed, "value": fvu + shift}
+            for seed, shift in enumerate((-0.01, 0.01))
+        ]
+
+    def failed(of_twin: float) -> list[str]:
+        planted = rows(1.0) + rows(0.5, control="random_init") + half("random_init", of_twin)
+        found = summary(planted + half("trained", 0.31))["warnings"]
+        return [text for text in found if text.startswith("training failed")]
+
+    reached = next(r["value"] for r in rows() if r["quantity"] == "fvu_mean")
+    assert failed(reached + 0.05) == []
+    assert failed(reached - 0.001) == []
+    [said] = failed(reached - 0.05)
+    assert f"{NAMES[0]} random_init (FVU {reached - 0.05:.3f} to {reached:.3f})" in said
+    assert said.count("FVU") == 1, "the trained model's improved"
+
+
 def beside(control: str, **values: float | None) -> list[dict[str, Any]]:
     """More quantities of the first model's count."""
     first = next(r for r in rows(control=control) if r["quantity"] == "reproducible")

@@ -62,6 +62,21 @@ def test_learning_rate_rule() -> None:
     assert config(lr=0.5).peak_lr == 0.5
 
 
+def test_longer_training_of_wider_rows_takes_smaller_steps() -> None:
+    def rate(d_in: int, n_tokens: int, batch_size: int = 1024) -> float:
+        return config(
+            d_in=d_in, k=30, d_sae=768, n_tokens=n_tokens, batch_size=batch_size
+        ).peak_lr
+
+    # 16,384 steps: 50 / (192 * 128).
+    assert rate(192, 1 << 24) == pytest.approx(50 / 192 / 128)
+    assert rate(192, 1 << 26) == pytest.approx(rate(192, 1 << 24) / 2)
+    assert rate(384, 1 << 24) == pytest.approx(rate(192, 1 << 24) / 2)
+    # A short run keeps the rate of the rule.
+    assert rate(192, 100_000) == pytest.approx(0.06 * (30 / 768) ** 0.5)
+    assert rate(192, 1) > 0
+
+
 def test_dead_threshold_rule() -> None:
     assert config(n_tokens=500_000).dead_threshold_tokens == 50_000
     assert config(n_tokens=10**9).dead_threshold_tokens == 10_000_000
