@@ -64,9 +64,7 @@ def test_learning_rate_rule() -> None:
 
 def test_longer_training_of_wider_rows_takes_smaller_steps() -> None:
     def rate(d_in: int, n_tokens: int, batch_size: int = 1024) -> float:
-        return config(
-            d_in=d_in, k=30, d_sae=768, n_tokens=n_tokens, batch_size=batch_size
-        ).peak_lr
+        return config(d_in=d_in, k=30, d_sae=768, n_tokens=n_tokens, batch_size=batch_size).peak_lr
 
     # 16,384 steps: 50 / (192 * 128).
     assert rate(192, 1 << 24) == pytest.approx(50 / 192 / 128)
