@@ -264,3 +264,26 @@ def test_matching_at_its_full_size_is_exact_in_bounded_memory(tmp_path: Path) ->
     assert large["counted"] == large["planted"]
     assert large["peak_bytes"] < 4e9, "one matrix of cosines alone would take 4.3 GB"
     assert found["agrees"]
+
+
+def test_learning_rates_on_a_short_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    learning_rate = importlib.import_module("learning_rate")
+    out = tmp_path / "out"
+    line = ["learning_rate.py", "--widths", "32", "--tokens", "16384", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", line)
+    learning_rate.main()
+    cases = json.loads((out / "raw.json").read_text())
+    assert [(c["stream"], c["rate"]) for c in cases[:3]] == [
+        ("model", "rule alone"), ("model", "default"), ("model", "half")
+    ]  # fmt: skip
+    # So few steps are not bounded: the same rate, and the same SAEs.
+    assert cases[0]["lr"] == cases[1]["lr"] == 2 * cases[2]["lr"]
+    assert cases[0]["fvu"] == cases[1]["fvu"] != cases[2]["fvu"]
+    assert all(0 < fvu < 1.5 for case in cases for fvu in case["fvu"])
+    assert (out / "table.md").read_text().count("\n| 32 |") == 6
+    capsys.readouterr()
+    learning_rate.main()
+    assert capsys.readouterr().err == "", "what is done is not done again"
