@@ -32,8 +32,9 @@ from interp.models import Model
 from interp.tokens import Split
 from saes.config import LR_FACTOR, MAX_LR
 
-KS = {64: (4, 11), 128: (7, 20), 192: (9, 30)}
+KS = {32: (3, 6), 64: (4, 11), 96: (5, 16), 128: (7, 20), 192: (9, 30)}
 """k of the model's SAEs and of its twin's, by width: about what an FVU of 0.3 takes there."""
+WIDTHS = (64, 128, 192)
 MULTIPLE = 4
 """d_sae / d_model."""
 STORED_TOKENS = 4_194_304
@@ -94,7 +95,7 @@ def measure(width: int, control: str, n_tokens: int) -> list[Case]:
         model = random_init_twin(model, 0)
     rows, means = stream(model, min(STORED_TOKENS, n_tokens), "train", None)
     held, _ = stream(model, min(HELD_OUT_TOKENS, n_tokens), "held_out", means)
-    k = KS.get(width, (4, 4))[control == "twin"]
+    k = KS[width][control == "twin"]
     shape = {"d_in": width, "d_sae": MULTIPLE * width, "k": k, "n_tokens": n_tokens}
     named = rates(saes.SAEConfig(**shape))
     configs = [saes.SAEConfig(**shape, lr=lr, seed=seed) for lr in named.values() for seed in SEEDS]
@@ -146,7 +147,7 @@ def markdown(cases: list[Case], command: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--widths", type=int, nargs="+", default=sorted(KS))
+    parser.add_argument("--widths", type=int, nargs="+", choices=KS, default=WIDTHS)
     parser.add_argument("--tokens", type=int, default=1 << 24)
     parser.add_argument("--out", type=Path, help="folder for raw.json and table.md")
     options = parser.parse_args()
@@ -160,7 +161,8 @@ def main() -> None:
                 if file is not None:
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_text(json.dumps(cases, indent=1) + "\n")
-    text = markdown(cases, " ".join(["python", *sys.argv]))
+    shown = [case for case in cases if case["n_tokens"] == options.tokens]
+    text = markdown(shown, " ".join(["python", *sys.argv]))
     if file is not None:
         file.with_name("table.md").write_text(text)
     print(text)

@@ -17,6 +17,8 @@ from scipy import special
 from scipy.linalg import blas
 from torch import Tensor
 
+from interp.toy_measures import REPRESENTED_NORM
+
 _ROWS_AT_ONCE = 512
 _ROUNDING = 1e-12
 """A row this much shorter after a projection was removed by it; what is left is rounding."""
@@ -119,13 +121,13 @@ def row_overlaps(rows: Float[Tensor, "row d_model"]) -> Float[np.ndarray, " row"
 def row_facts(rows: Float[Tensor, "row d_model"]) -> dict[str, float | None]:
     """What the MIT study's decay is there to move: lengths of rows, and how much they overlap.
 
-    `represented` is the share with a norm above 1/2 (phi_1/2; Liu, Liu & Gore, arXiv 2505.10465).
+    `represented` is phi_1/2 of the toy model (Liu, Liu & Gore, arXiv 2505.10465), of these rows.
     """
     found = geometry(rows)
     norms = torch.linalg.vector_norm(rows.detach().float(), dim=1)
     return {
         "norm_mean": found.norm_mean,
-        "represented": float((norms > 0.5).float().mean()),
+        "represented": float((norms > REPRESENTED_NORM).float().mean()),
         "mean_squared_overlap": found.mean_squared_overlap,
         "mean_squared_overlap_centred": found.mean_squared_overlap_centred,
     }

@@ -278,7 +278,11 @@ def _scaling(facts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _worse_with_training(chosen: Iterable[dict[str, Any]]) -> list[str]:
-    """SAEs that the second half of their training made worse: their counts count a failure."""
+    """SAEs that the second half of their training made worse.
+
+    By more than convergence lets pass, and the count enters no fit; by less it may, and this is all
+    that tells of it.
+    """
     worse = []
     for record in chosen:
         for one in (record, *record["controls"]):
@@ -289,8 +293,8 @@ def _worse_with_training(chosen: Iterable[dict[str, Any]]) -> list[str]:
     if not worse:
         return []
     return [
-        f"training failed, the second half of the tokens made the SAEs worse: {', '.join(worse)}; "
-        f"their counts are no counts of features, and a smaller learning rate is needed"
+        f"the second half of the training made the SAEs worse: {', '.join(worse)}; do not read "
+        f"these counts as numbers of features, and train with a smaller learning rate"
     ]
 
 

@@ -148,10 +148,10 @@ class SAEConfig(BaseModel):
         """`lr`, or 0.06 * sqrt(k / d_sae) * batch_size / 1024 where none is given, within bounds.
 
         A latent that fires on fewer tokens wants smaller steps, a larger batch larger ones. At most
-        0.02, and at most 50 / (d_in sqrt(steps)): a step of Adam moves a pre-activation by up to
-        lr * d_in, and over many steps that adds up like a random walk. Without the second bound
-        encoder rows grow, biases fall and latents die for good, the more the longer the training
-        (`benchmarks/learning_rate.py`).
+        0.02, and at most 50 / (d_in sqrt(steps)), as if steps of Adam, which move a pre-activation
+        by up to lr * d_in each, added up like a random walk. Without the second bound latents stop
+        firing in long training of wide rows, and FVU ends higher (`benchmarks/learning_rate.py`,
+        widths 64 to 192).
 
         Where to begin, to be bracketed where it matters: the factor was chosen in trials of a
         million tokens on the ladder's contextual streams of widths 64 and 96 that are not kept.

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -86,6 +87,50 @@ def test_the_headline_is_regenerated_from_the_committed_numbers() -> None:
         again = summarise(pd.read_parquet(file.parent / "results.parquet"), facts, config)
         for key in ("packing", "exponent", "correlation", "scaling", "models", "primary"):
             assert again[key] == summary[key], f"{file}: {key}"
+
+
+def test_figures_of_long_training_are_those_of_the_committed_run() -> None:
+    cases = {
+        (c["width"], c["stream"], c["rate"]): c
+        for c in json.loads((ROOT / "results/learning_rate/raw.json").read_text())
+    }
+
+    def mean(key: str, *case: Any) -> float:
+        return sum(cases[case][key]) / 2
+
+    def fvu(width: int, stream: str, *rates: str) -> str:
+        return " against ".join(f"{mean('fvu', width, stream, rate):.3f}" for rate in rates)
+
+    alone, bounded = "rule alone", "default"
+    unused = [f"{mean('rare', 192, stream, alone):.0%}" for stream in ("model", "twin")]
+    seeds = [f"{cases[192, 'model', rate]['shared']:.0%}" for rate in (bounded, alone)]
+    text = " ".join((ROOT / "docs/benchmarks.md").read_text().split())
+    for quoted in (
+        f"leaves {unused[0]} of the model's latents unused and {unused[1]} of its twin's",
+        f"the default {mean('rare', 192, 'model', bounded):.1%} and none",
+        f"({fvu(192, 'model', bounded, alone)}, {fvu(192, 'twin', bounded, alone)})",
+        f"share {seeds[0]} of their latents instead of {seeds[1]}",
+        f"({fvu(64, 'twin', bounded, alone)})",
+    ):
+        assert quoted in text, quoted
+    assert mean("rare", 192, "twin", bounded) == 0
+    assert f"{unused[1]} of them at width 192" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_what_is_said_of_failed_twins_is_in_the_committed_run() -> None:
+    found = json.loads((ROOT / "results/full/summary.json").read_text())
+    twins = {
+        r["model"]: r["controls"][0]
+        for r in found["packing"]
+        if r["primary_layer"] and r["about"] == "contextual" and r["controls"]
+        and r["estimator"] == "reproducible"
+    }  # fmt: skip
+    text = " ".join((ROOT / "results/README.md").read_text().split())
+    ends = [(twins[m]["fvu_half"], twins[m]["fvu"]) for m in ("ladder/d096", "ladder/d128")]
+    told = [f"{before:.3f} to {after:.3f}" for before, after in ends]
+    assert f"(FVU {told[0]}, and {told[1]})" in text
+    last = twins["ladder/d128"]
+    assert f"from {last['value_half'] / 128:.1f} to {last['per_dim']:.1f} per dimension" in text
 
 
 def test_the_two_commands_and_one_figure_stand_on_the_first_screen() -> None:

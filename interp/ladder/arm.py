@@ -6,10 +6,10 @@ of training tokens; the number of distinct projects among them (the fewer, the m
 read again); and, for the spread of it all, the seed. Source of the first lever: Liu, Liu & Gore,
 arXiv 2505.10465.
 
-The base model's rows have norms near 1.7, so a negative decay, which pulls them to 1, shrinks them
-like a positive one: norms are largest at 0. Norm is not monotone in gamma, and a signed lever is
-judged by the spread of what it does, not by a trend (`interp.dose_response`). What each value did
-to the rows stands in the model's record.
+The base model's rows have norms near 1.7. A negative decay pulls them to 1, so it may shorten them
+as a positive one does: their length need not be monotone in gamma. A signed lever is therefore
+judged by the spread of what it does, not by a trend (`interp.dose_response`), and what each value
+did to the rows stands in the model's record.
 """
 
 from __future__ import annotations

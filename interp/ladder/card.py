@@ -56,8 +56,8 @@ _ARM = """
 Width 64, same architecture, tokenizer, data and recipe but for one lever at a time; the first row
 is the ladder's own model. Signed decay gamma: W -= lr gamma W where it is not negative; where it
 is, every vector of the residual stream is pulled to norm 1 (w -= lr gamma w (1/|w| - 1)). Rows of
-the base model are longer than 1, so a negative gamma shortens them too: "rows" shows what each
-value did, the mean norm of the embedding's rows, the share above 1/2, and their mean squared cosine
+the base model are longer than 1, so a negative gamma may shorten them too. The last columns are
+what each value did to the embedding's rows: mean norm, share above 1/2, and mean squared cosine
 (1/64 at random). Seeds change the initial weights and leave the order of the data as it is. Models
 of fewer projects read them several times over, so that lever is variety and repetition at once.
 
@@ -194,8 +194,12 @@ def _sides(bracket: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def write_card() -> None:
-    """Write the card from the committed records."""
+    """Write the card from the committed records.
+
+    Shipping that was cut short leaves a record without losses; the same line again completes it.
+    """
     records, manifest, bracket = (
         json.loads(f.read_text()) for f in (RECORDS_FILE, MANIFEST_FILE, BRACKET_FILE)
     )
+    records = {name: record for name, record in records.items() if "rows" in record}
     durable.write(CARD_FILE, card_text(records, manifest, bracket, budgets()).encode())

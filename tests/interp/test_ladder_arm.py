@@ -13,7 +13,7 @@ import torch
 
 from interp import ladder
 from interp.errors import UserError
-from interp.ladder import build, signed_decay
+from interp.ladder import build, card, signed_decay
 from interp.ladder.arm import BASE, LEVERS, base_recipe, base_values, variants
 from interp.ladder.recipe import Recipe
 from interp.ladder.train import _optimizer, batch_at, build_model, train
@@ -250,3 +250,15 @@ def test_the_card_shows_the_arm_and_the_budgets_beside_the_ladder() -> None:
     assert [line.split("|")[3].strip() for line in table] == ["", "-1", "0.3", "12,582,912"]
     assert "| 32 | 6,291,456 | 4.2500 |" in added
     assert "The constant-width arm" not in plain
+
+
+def test_a_model_whose_shipping_was_cut_short_waits_for_the_same_line_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = json.loads(ladder.RECORDS_FILE.read_text())
+    half = {"lever": {"name": "seed", "value": 1}, "held_out_projects_nats_per_token": 3.0}
+    (tmp_path / "models.json").write_text(json.dumps(records | {f"ladder/{BASE}-seed-1": half}))
+    monkeypatch.setattr(card, "RECORDS_FILE", tmp_path / "models.json")
+    monkeypatch.setattr(card, "CARD_FILE", tmp_path / "card.md")
+    card.write_card()
+    assert "seed-1" not in (tmp_path / "card.md").read_text()

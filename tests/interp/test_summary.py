@@ -178,7 +178,7 @@ def test_saes_that_training_made_worse_are_named() -> None:
     def failed(of_twin: float) -> list[str]:
         planted = rows(1.0) + rows(0.5, control="random_init") + half("random_init", of_twin)
         found = summary(planted + half("trained", 0.31))["warnings"]
-        return [text for text in found if text.startswith("training failed")]
+        return [text for text in found if text.startswith("the second half")]
 
     reached = next(r["value"] for r in rows() if r["quantity"] == "fvu_mean")
     assert failed(reached + 0.05) == []
