@@ -14,18 +14,20 @@ if TYPE_CHECKING:
     from interp.capture import capture
     from interp.estimation import estimate
     from interp.loss import loss
+    from interp.merge import merge
     from interp.models import load
     from interp.run import open_run
     from interp.study import run_study
     from interp.tokens import tokens
 
-__all__ = ["capture", "estimate", "load", "loss", "open_run", "run_study", "tokens"]
+__all__ = ["capture", "estimate", "load", "loss", "merge", "open_run", "run_study", "tokens"]
 
 _HOMES = {
     "capture": "interp.capture",
     "estimate": "interp.estimation",
     "load": "interp.models",
     "loss": "interp.loss",
+    "merge": "interp.merge",
     "open_run": "interp.run",
     "run_study": "interp.study",
     "tokens": "interp.tokens",

@@ -21,22 +21,10 @@ from interp.machine import cpu_name, peak_memory_bytes
 from interp.measure import loss_rows
 from interp.overlaps import dictionary_overlaps, head_overlaps
 from interp.provenance import modules, provenance, sources_sha256
-from interp.report import headline, write_report
-from interp.run import (
-    CONFIG,
-    NO_RESULT,
-    TRAINED,
-    folder_name,
-    write_json,
-    write_table,
-    write_text,
-)
+from interp.results import TABLES, Measured, write_results
+from interp.run import NO_RESULT, TRAINED, folder_name
 from interp.stopwatch import seconds_spent
-from interp.summary import summarise, tidy
 from interp.units import Inputs, Record, Unit, files_of, read_record, write_record
-
-TABLES = ("results.parquet", "models.json", "manifest.json", "summary.json")
-"""What it leaves beside figures and report, which can be drawn again from these."""
 
 
 def analyse(graph: Graph, corpus: Corpus, command: str, failures: Sequence[Failure]) -> None:
@@ -63,29 +51,15 @@ def analyse(graph: Graph, corpus: Corpus, command: str, failures: Sequence[Failu
             f"{root}: no model could be measured; the first failure: "
             f"{failures[0].unit}: {failures[0].error}"
         )
-    # They go first and come last.
-    for path in (analysis_record(root), root / "summary.json"):
-        path.unlink(missing_ok=True)
-    write_text(root / CONFIG, config.to_yaml())
-    results = tidy(rows, facts)
-    write_table(root / "results.parquet", results)
-    summary = summarise(results, facts, config, corpus.warnings)
-    names = [fact["name"] for fact in summary["models"]]
-    summary["overlap"] = {
+    analysis_record(root).unlink(missing_ok=True)
+    names = [fact["name"] for fact in sorted(facts, key=lambda f: (f["d_model"], f["name"]))]
+    overlap = {
         "dictionaries": dictionary_overlaps(graph, names),
         "heads": head_overlaps(names),
     }
+    manifest = _manifest(graph, facts, seconds_spent(root), corpus.warnings)
     lost = list(map(_lost, failures))
-    summary["warnings"] = [*map(_told, lost), *_hardware(graph), *summary["warnings"]]
-    if lost:
-        summary["failures"] = lost
-    seconds = seconds_spent(graph.folder.root)
-    summary |= {"command": command, "wall_time_seconds": round(seconds, 1)}
-    summary["headline"] = headline(summary)
-    write_json(root / "models.json", facts)
-    write_json(root / "manifest.json", _manifest(graph, facts, seconds))
-    write_json(root / "summary.json", summary)
-    write_report(root)
+    write_results(root, Measured(config, rows, facts, overlap, manifest, lost), command)
     artifacts = {name: durable.sha256(root / name) for name in TABLES}
     took = round(time.monotonic() - started, 2)
     write_record(record_path, Record(inputs, artifacts, took, cpu_name(), config.threads))
@@ -153,24 +127,12 @@ def _lost(failure: Failure) -> dict[str, str]:
     return who | {"unit": unit.name, "error": failure.error}
 
 
-def _told(lost: dict[str, str]) -> str:
-    who = lost["model"] if lost["control"] == TRAINED else f"{lost['model']}, {lost['control']}"
-    return f"failed and left out: {who} ({lost['unit']}): {lost['error']}"
-
-
-def _hardware(graph: Graph) -> list[str]:
-    """Bits depend on the kind of processor; figures agree within their intervals."""
-    records = (graph.record(unit) for unit in graph.units)
-    kinds = sorted({record.cpu for record in records if record is not None})
-    if len(kinds) < 2:
-        return []
-    return [
-        f"measured on {len(kinds)} kinds of processor ({', '.join(kinds)}): the same study on one "
-        "of them agrees within the intervals, not bit for bit"
-    ]
-
-
-def _manifest(graph: Graph, facts: Iterable[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def _manifest(
+    graph: Graph,
+    facts: Iterable[dict[str, Any]],
+    seconds: float,
+    text_warnings: Sequence[str],
+) -> dict[str, Any]:
     """What else the result depends on, and what it cost. Every unit's own record is in `work`."""
     config = graph.config
     # The same for all parts, or the study would have been refused.
@@ -184,6 +146,7 @@ def _manifest(graph: Graph, facts: Iterable[dict[str, Any]], seconds: float) -> 
         "weights_sha256": {folder_name(f["name"], TRAINED): f["weights_sha256"] for f in facts},
         "parity_error": {folder_name(f["name"], TRAINED): f["parity_error"] for f in facts},
         "text_sha256": text_sha256,
+        "text_warnings": list(text_warnings),
         "tokens_sha256": {unit.label: _tokens_sha256(graph, unit) for unit in losses},
         "seed": config.seed,
         "threads": config.threads,

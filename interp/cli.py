@@ -208,6 +208,18 @@ def build_parser() -> OneLineParser:
     )
     report.add_argument("dir", type=Path, metavar="DIR", help="a finished study")
 
+    merging = command(
+        commands,
+        "merge",
+        _merge,
+        "one study from several of different models, measured apart",
+        "interp merge runs/small runs/large --out runs/family",
+    )
+    merging.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="finished studies")
+    merging.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="a new folder, or an earlier merge"
+    )
+
     status = command(
         commands,
         "status",
@@ -394,6 +406,15 @@ def _report(args: argparse.Namespace) -> None:
 
     open_run(args.dir)
     print(f"report: {write_report(args.dir)}")
+
+
+def _merge(args: argparse.Namespace) -> None:
+    from interp.merge import merge
+
+    line = ["interp", "merge", *map(str, args.dirs), "--out", str(args.out)]
+    run = merge(args.dirs, args.out, command=shlex.join(line))
+    print(run.summary["headline"])
+    print(f"report: {args.out / 'report.html'}")
 
 
 def _status(args: argparse.Namespace) -> None:

@@ -55,6 +55,11 @@ class RunFolder:
         written then.
         """
         path = self.root / CONFIG
+        if is_merged(self.root):
+            raise UserError(
+                f"{self.root} was merged from other studies; run this one in another --out, then "
+                "merge that with them"
+            )
         if path.exists():
             held = read_config(path)
             asked = {"threads": config.threads, "device": config.device}
@@ -101,6 +106,14 @@ def _grows(field: str, held: StudyConfig, wanted: StudyConfig) -> bool:
     if isinstance(old, int):
         return new > old
     return set(new) > set(old) and (field != "d_sae_per_d_model" or new[0] == old[0])
+
+
+def is_merged(folder: Path) -> bool:
+    """Whether a folder holds a study merged from others, which has no units of its own."""
+    try:
+        return "merged_from" in json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return False
 
 
 def folder_name(model: str, control: str) -> str:

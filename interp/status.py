@@ -107,6 +107,9 @@ def _parts(config: StudyConfig, folder: RunFolder) -> list[PartStatus]:
 
 def _unrecorded(folder: RunFolder, model: str, control: str) -> PartStatus:
     """Of a folder whose units have no records: new, or of an earlier version."""
+    if (folder.root / "summary.json").exists() and not (folder.root / "work").exists():
+        detail = "tables alone, as of a merged or committed study: its units are elsewhere"
+        return PartStatus(model, control, "no record", detail, None, ())
     if not (folder.work(model, control) / "model.json").exists():
         return PartStatus(model, control, "left", "", None, ())
     detail = "measured by a version that kept no records of units"

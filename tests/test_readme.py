@@ -147,7 +147,7 @@ def test_the_public_names_are_the_promised_ones() -> None:
     import saes
 
     assert interp.__all__ == [
-        "capture", "estimate", "load", "loss", "open_run", "run_study", "tokens"
+        "capture", "estimate", "load", "loss", "merge", "open_run", "run_study", "tokens"
     ]  # fmt: skip
     assert {"train", "load", "save"} <= set(saes.__all__)
     for module in (interp, saes):

@@ -138,6 +138,8 @@ def _glance(run: RunRecords) -> list[tuple[str, str]]:
         lines.append(("counted on", f"{tokens} held-out tokens"))
     if summary.wall_time_seconds is not None:
         lines.append(("took", duration(summary.wall_time_seconds)))
+    if origins := run.manifest.get("merged_from"):
+        lines.append(("merged from", f"{len(origins)} studies"))
     memory = run.manifest.get("peak_memory_bytes")
     if isinstance(memory, int | float):
         lines.append(("memory", f"{size(memory)} at peak"))

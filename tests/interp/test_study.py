@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 import saes
-from interp import analysis, durable, measure, provenance
+from interp import durable, measure, provenance, results
 from interp.cli import main
 from interp.config import StudyConfig
 from interp.durable import only_writer
@@ -524,7 +524,7 @@ def test_a_run_killed_while_it_writes_is_not_finished(
 
     (out / "report.html").unlink()  # else there is nothing left to do
     with monkeypatch.context() as patch:
-        patch.setattr(analysis, "_manifest", killed)
+        patch.setattr(results, "headline", killed)
         with pytest.raises(KeyboardInterrupt):
             run_study(config, out, quiet=True)
     with pytest.raises(UserError, match="no finished study"):

@@ -17,7 +17,7 @@ import pytest
 from tiny_study import tiny_study
 
 import saes
-from interp import analysis, cli, durable, executor, measure, provenance
+from interp import cli, durable, executor, measure, provenance, results
 from interp.config import StudyConfig
 from interp.durable import only_writer
 from interp.errors import NoSpaceError, StudyFailedError, UserError
@@ -50,7 +50,7 @@ def out(run: Run, tmp_path: Path) -> Path:
 def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of units that were run, the analysis by its own."""
     names: list[str] = []
-    original, write_report = measure.Measurement.run, analysis.write_report
+    original, write_report = measure.Measurement.run, results.write_report
 
     def note(self: measure.Measurement, unit: Unit) -> None:
         names.append(f"{Path(unit.model).name} {unit.control} {unit.kind}")
@@ -61,7 +61,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return write_report(root)
 
     monkeypatch.setattr(measure.Measurement, "run", note)
-    monkeypatch.setattr(analysis, "write_report", note_report)
+    monkeypatch.setattr(results, "write_report", note_report)
     return names
 
 
