@@ -41,6 +41,7 @@ from saes.options import OneLineParser
 
 if TYPE_CHECKING:
     from interp.config import StudyConfig
+    from interp.run import Run
 
 DEFECT = 1
 INTERRUPTED = 130
@@ -379,15 +380,7 @@ def _study(args: argparse.Namespace) -> int:
     from interp.study import run_study
 
     words = list(sys.argv[1:]) if sys.argv[0].endswith("interp") else ["study"]
-    run = run_study(config, out, command=shlex.join(["interp", *words]), redo=args.redo)
-    print(run.summary["headline"])
-    print(f"report: {out / 'report.html'}")
-    for lost in run.failures:
-        print(
-            f"interp: failed: {lost['model']} ({lost['control']}, {lost['unit']}): {lost['error']}",
-            file=sys.stderr,
-        )
-    return DEFECT if run.failures else 0
+    return _finished(run_study(config, out, command=shlex.join(["interp", *words]), redo=args.redo))
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -408,13 +401,22 @@ def _report(args: argparse.Namespace) -> None:
     print(f"report: {write_report(args.dir)}")
 
 
-def _merge(args: argparse.Namespace) -> None:
+def _merge(args: argparse.Namespace) -> int:
     from interp.merge import merge
 
-    line = ["interp", "merge", *map(str, args.dirs), "--out", str(args.out)]
-    run = merge(args.dirs, args.out, command=shlex.join(line))
+    return _finished(merge(args.dirs, args.out))
+
+
+def _finished(run: Run) -> int:
+    """Say what a study found and where to look, and what it lacks."""
     print(run.summary["headline"])
-    print(f"report: {args.out / 'report.html'}")
+    print(f"report: {run.path / 'report.html'}")
+    for lost in run.failures:
+        print(
+            f"interp: failed: {lost['model']} ({lost['control']}, {lost['unit']}): {lost['error']}",
+            file=sys.stderr,
+        )
+    return DEFECT if run.failures else 0
 
 
 def _status(args: argparse.Namespace) -> None:

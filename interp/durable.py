@@ -6,6 +6,8 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +51,33 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be made ({error.strerror}); choose another --out") from None
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A fresh folder beside `out` that takes its place when the block ends, and goes if it raises.
+
+    The caller has seen to it that what `out` holds may go. Raises UserError where `out` comes into
+    being meanwhile, or the disk cannot take it.
+    """
+    existed = out.is_dir()
+    make_folder(out.parent)
+    try:
+        fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"{out.parent}: {error.strerror}; choose another place") from error
+    try:
+        fresh.chmod(0o755)
+        yield fresh
+        if existed:
+            shutil.rmtree(out)
+        os.replace(fresh, out)
+    except OSError as error:
+        raise UserError(
+            f"{out} cannot be written ({error.strerror}); free some space or mend its permissions"
+        ) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def remove_partials(folder: Path) -> None:

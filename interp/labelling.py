@@ -19,7 +19,7 @@ from interp.errors import UserError
 from interp.label_scores import LabelScore, score_labels
 from interp.models import Model, load
 from interp.python_labels import LABELS, byte_labels, token_labels
-from interp.run import TRAINED, TWIN, Run, RunFolder, folder_name
+from interp.run import TRAINED, TWIN, Run, RunFolder, advice_without_saes, folder_name
 from interp.spots import Spot
 from interp.streams import Streams
 from interp.tokens import TokenBlocks, tokens
@@ -185,7 +185,7 @@ def _groups(run: Run, model: str, control: str) -> dict[Spot, list[SAE]]:
     if not groups:
         raise UserError(
             f"{run.path} keeps no SAEs of {folder_name(model, control)}; "
-            "run the study again into a new folder"
+            f"{advice_without_saes(run.path)}"
         )
     return groups
 

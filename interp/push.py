@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interp import hub
+from interp import durable, hub
 from interp.config import StudyConfig
 from interp.errors import UserError
-from interp.run import CONTEXTUAL, CONTROLS, TRAINED, Run, folder_name
+from interp.run import CONTEXTUAL, CONTROLS, TRAINED, Run, advice_without_saes, folder_name
 
 CARD = "README.md"
 MEANS = "means.safetensors"
@@ -63,7 +63,7 @@ def kept_saes(run: Run, models: Sequence[str] | None = None) -> list[Kept]:
     ]
     if not found:
         raise UserError(
-            f"{run.path} keeps no SAEs of {', '.join(names)}; run the study again into a new folder"
+            f"{run.path} keeps no SAEs of {', '.join(names)}; {advice_without_saes(run.path)}"
         )
     return found
 
@@ -78,32 +78,21 @@ def write_tree(run: Run, repo: str, out: Path, models: Sequence[str] | None = No
     if out.exists() and not _is_ours(out):
         raise UserError(f"{out} exists and was not written by interp push; move it away")
     kept = kept_saes(run, models)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        fresh.chmod(0o755)
-        for sae in kept:
-            folder = fresh / sae.name
-            folder.mkdir(parents=True)
-            shutil.copyfile(sae.folder / _WEIGHTS, folder / _WEIGHTS)
-            cfg = _for_sae_lens(json.loads((sae.folder / _CFG).read_text()), sae, run.config)
-            (folder / _CFG).write_text(json.dumps(cfg, indent=2) + "\n")
-            if sae.stream.endswith(CONTEXTUAL) and not (folder.parent / MEANS).exists():
-                shutil.copyfile(_means(run, sae), folder.parent / MEANS)
-        (fresh / CARD).write_text(card(run, repo, kept), "utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(fresh, out)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename} is missing; run the study again into a new folder"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"{out} cannot be written ({error.strerror}); free some space or mend its permissions"
-        ) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    with durable.whole_folder(out) as fresh:
+        try:
+            for sae in kept:
+                folder = fresh / sae.name
+                folder.mkdir(parents=True)
+                shutil.copyfile(sae.folder / _WEIGHTS, folder / _WEIGHTS)
+                cfg = _for_sae_lens(json.loads((sae.folder / _CFG).read_text()), sae, run.config)
+                (folder / _CFG).write_text(json.dumps(cfg, indent=2) + "\n")
+                if sae.stream.endswith(CONTEXTUAL) and not (folder.parent / MEANS).exists():
+                    shutil.copyfile(_means(run, sae), folder.parent / MEANS)
+            (fresh / CARD).write_text(card(run, repo, kept), "utf-8")
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{error.filename} is missing; run the study again into a new folder"
+            ) from error
     return [sae.name for sae in kept]
 
 

@@ -5,7 +5,7 @@ The same code writes them for a study that was measured here and for one merged 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,18 +41,16 @@ class Measured:
 def write_results(root: Path, measured: Measured, command: str) -> None:
     """Write the tables, the figures and the report into `root`.
 
-    `summary.json` goes first and comes last, so a folder that has it is whole.
+    Nothing is touched before all of it is computed; then `summary.json` goes first and is the last
+    of the tables to come, so a folder without it holds no finished study.
     """
     config, facts, manifest = measured.config, list(measured.facts), measured.manifest
-    (root / "summary.json").unlink(missing_ok=True)
-    write_text(root / CONFIG, config.to_yaml())
     results = tidy(measured.rows, facts)
-    write_table(root / "results.parquet", results)
     summary = summarise(results, facts, config, manifest["text_warnings"])
     summary["overlap"] = measured.overlap
     summary["warnings"] = [
         *map(_told, measured.failures),
-        *_hardware(manifest["processors"]),
+        *_machines(manifest),
         *summary["warnings"],
     ]
     if measured.failures:
@@ -61,6 +59,9 @@ def write_results(root: Path, measured: Measured, command: str) -> None:
         summary["merged_from"] = manifest["merged_from"]
     summary |= {"command": command, "wall_time_seconds": manifest["wall_time_seconds"]}
     summary["headline"] = headline(summary)
+    (root / "summary.json").unlink(missing_ok=True)
+    write_text(root / CONFIG, config.to_yaml())
+    write_table(root / "results.parquet", results)
     write_json(root / "models.json", facts)
     write_json(root / "manifest.json", manifest)
     write_json(root / "summary.json", summary)
@@ -72,11 +73,17 @@ def _told(lost: dict[str, str]) -> str:
     return f"failed and left out: {who} ({lost['unit']}): {lost['error']}"
 
 
-def _hardware(kinds: Sequence[str]) -> list[str]:
-    """Bits depend on the kind of processor; figures agree within their intervals."""
-    if len(kinds) < 2:
-        return []
-    return [
-        f"measured on {len(kinds)} kinds of processor ({', '.join(kinds)}): the same study on one "
-        "of them agrees within the intervals, not bit for bit"
-    ]
+def _machines(manifest: Mapping[str, Any]) -> list[str]:
+    """Bits depend on processor and threads; figures agree within their intervals."""
+    told = "the same study on one of them agrees within the intervals, not bit for bit"
+    warnings = []
+    kinds = manifest["processors"]
+    if len(kinds) > 1:
+        warnings.append(f"measured on {len(kinds)} kinds of processor ({', '.join(kinds)}): {told}")
+    for key in ("threads", "device"):
+        if isinstance(several := manifest.get(key), list):
+            warnings.append(
+                f"measured with {key} {' and '.join(map(str, several))}: "
+                f"{told.replace('on one', 'with one')}"
+            )
+    return warnings

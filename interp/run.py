@@ -111,9 +111,17 @@ def _grows(field: str, held: StudyConfig, wanted: StudyConfig) -> bool:
 def is_merged(folder: Path) -> bool:
     """Whether a folder holds a study merged from others, which has no units of its own."""
     try:
-        return "merged_from" in json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError):
         return False
+    return isinstance(manifest, dict) and "merged_from" in manifest
+
+
+def advice_without_saes(root: Path) -> str:
+    """What to do where a study's SAEs, or the means they were trained without, are not there."""
+    if is_merged(root):
+        return "a merged study has none; give one of those that it was merged from"
+    return "run the study again into a new folder"
 
 
 def folder_name(model: str, control: str) -> str:

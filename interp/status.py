@@ -15,7 +15,7 @@ from interp import durable
 from interp.config import StudyConfig, read_config
 from interp.errors import UserError
 from interp.graph import Graph, parts_of
-from interp.run import CONFIG, RunFolder
+from interp.run import CONFIG, RunFolder, is_merged
 from interp.sources import Sources
 from interp.stopwatch import seconds_spent
 from interp.units import Unit, record_file, running_file
@@ -75,6 +75,10 @@ def status(root: Path) -> Status:
     """Raises UserError for a folder that holds no study."""
     if not (root / CONFIG).is_file():
         raise UserError(f"{root} holds no study ({CONFIG} is missing); give a study's folder")
+    if is_merged(root):
+        raise UserError(
+            f"{root} was merged from other studies and has no units; ask for the status of those"
+        )
     folder = RunFolder(root)
     config = read_config(folder.under_way if folder.under_way.is_file() else root / CONFIG)
     return Status(
@@ -107,9 +111,6 @@ def _parts(config: StudyConfig, folder: RunFolder) -> list[PartStatus]:
 
 def _unrecorded(folder: RunFolder, model: str, control: str) -> PartStatus:
     """Of a folder whose units have no records: new, or of an earlier version."""
-    if (folder.root / "summary.json").exists() and not (folder.root / "work").exists():
-        detail = "tables alone, as of a merged or committed study: its units are elsewhere"
-        return PartStatus(model, control, "no record", detail, None, ())
     if not (folder.work(model, control) / "model.json").exists():
         return PartStatus(model, control, "left", "", None, ())
     detail = "measured by a version that kept no records of units"

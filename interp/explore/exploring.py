@@ -37,7 +37,7 @@ from interp.labelling import labels_of
 from interp.models import Model, load
 from interp.progress import Progress
 from interp.python_labels import LABELS
-from interp.run import TWIN, Run, RunFolder
+from interp.run import TWIN, Run, RunFolder, advice_without_saes
 from interp.streams import Streams
 from interp.tokens import TokenBlocks, tokens
 from saes.sae import SAE, SparseActs, joined
@@ -73,7 +73,7 @@ def explore_run(
     if bare := [g.key for g in wanted if not g.folders]:
         raise UserError(
             f"{run.path / 'saes' / bare[0]}-* are missing, the SAEs that the study has counted; "
-            "leave that model out, or run the study again into a new folder"
+            f"{advice_without_saes(run.path)}, or leave that model out"
         )
     root = run.path / "explorer"
     root.mkdir(exist_ok=True)

@@ -136,10 +136,10 @@ def _glance(run: RunRecords) -> list[tuple[str, str]]:
     if primary and primary[0].n_tokens:
         tokens = span([row.n_tokens for row in primary if row.n_tokens], whole)
         lines.append(("counted on", f"{tokens} held-out tokens"))
+    origins = run.manifest.get("merged_from")
     if summary.wall_time_seconds is not None:
-        lines.append(("took", duration(summary.wall_time_seconds)))
-    if origins := run.manifest.get("merged_from"):
-        lines.append(("merged from", f"{len(origins)} studies"))
+        apart = f", {len(origins)} studies together" if origins else ""
+        lines.append(("took", duration(summary.wall_time_seconds) + apart))
     memory = run.manifest.get("peak_memory_bytes")
     if isinstance(memory, int | float):
         lines.append(("memory", f"{size(memory)} at peak"))
