@@ -117,22 +117,6 @@ def test_figures_of_long_training_are_those_of_the_committed_run() -> None:
     assert f"{unused[1]} of them at width 192" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_what_is_said_of_failed_twins_is_in_the_committed_run() -> None:
-    found = json.loads((ROOT / "results/full/summary.json").read_text())
-    twins = {
-        r["model"]: r["controls"][0]
-        for r in found["packing"]
-        if r["primary_layer"] and r["about"] == "contextual" and r["controls"]
-        and r["estimator"] == "reproducible"
-    }  # fmt: skip
-    text = " ".join((ROOT / "results/README.md").read_text().split())
-    ends = [(twins[m]["fvu_half"], twins[m]["fvu"]) for m in ("ladder/d096", "ladder/d128")]
-    told = [f"{before:.3f} to {after:.3f}" for before, after in ends]
-    assert f"(FVU {told[0]}, and {told[1]})" in text
-    last = twins["ladder/d128"]
-    assert f"from {last['value_half'] / 128:.1f} to {last['per_dim']:.1f} per dimension" in text
-
-
 def test_the_two_commands_and_one_figure_stand_on_the_first_screen() -> None:
     first = "\n".join((ROOT / "README.md").read_text().splitlines()[:40])
     assert "make study" in first
