@@ -524,7 +524,7 @@ def test_a_run_killed_while_it_writes_is_not_finished(
 
     (out / "report.html").unlink()  # else there is nothing left to do
     with monkeypatch.context() as patch:
-        patch.setattr(results, "headline", killed)
+        patch.setattr(results, "write_table", killed)
         with pytest.raises(KeyboardInterrupt):
             run_study(config, out, quiet=True)
     with pytest.raises(UserError, match="no finished study"):
