@@ -11,19 +11,21 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from interp import (
     cli_calibrate,
     cli_capture,
     cli_explore,
     cli_labels,
+    cli_ladder,
     cli_published,
     cli_saes,
     cli_scaling,
     cli_toy,
 )
 from interp.cli_parts import (
+    LOSS_TOKENS,
     MODEL_HELP,
     TEXT_HELP,
     USER_ERROR,
@@ -50,12 +52,6 @@ _OF_THE_SYSTEM = {
     errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT, errno.EMFILE,
 }  # fmt: skip
 """Errors that say something of a path or a disk, and nothing of this program."""
-_LOSS_TOKENS = 262_144
-_SHIPPED = {
-    "train": "put finished models into the package, with their records and the card",
-    "arm": "put finished models into the package, with their records and the card",
-    "budgets": "put the losses into the package and the card",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,7 +127,7 @@ def build_parser() -> OneLineParser:
     loss.add_argument(
         "--tokens",
         type=count,
-        default=_LOSS_TOKENS,
+        default=LOSS_TOKENS,
         metavar="N",
         help="at most N tokens (default: %(default)s)",
     )
@@ -231,35 +227,7 @@ def build_parser() -> OneLineParser:
     status.add_argument("dir", type=Path, metavar="DIR", help="a study's folder, finished or not")
     json_flag(status)
 
-    ladder = command(
-        commands,
-        "ladder",
-        None,
-        "rebuild the embedded ladder from its recipe",
-        "interp ladder corpus --dir runs/ladder",
-    )
-    steps = ladder.add_subparsers(metavar="STEP", parser_class=OneLineParser, required=True)
-    for name, call, text, more in (
-        ("corpus", _ladder_corpus, "fetch the pinned wheels, filter their source, make tokens", ""),
-        ("bracket", _ladder_bracket, "short runs that bracket the learning rate", " --widths 32"),
-        ("train", _ladder_train, "train models; resumes after a kill", " --widths 32 64"),
-        ("arm", _ladder_arm, "train the models of the constant-width arm; resumes", ""),
-        ("budgets", _ladder_budgets, "losses of every width after fewer tokens; resumes", ""),
-    ):
-        example = f"interp ladder {name} --dir runs/ladder{more}"
-        step = command(steps, name, call, text, example)
-        step.add_argument(
-            "--dir",
-            type=Path,
-            default=Path("runs/ladder"),
-            help="working folder (default: %(default)s)",
-        )
-        if name == "arm":
-            step.add_argument("--only", nargs="+", metavar="MODEL", help="some of them")
-        elif name != "corpus":
-            step.add_argument("--widths", nargs="+", type=int, metavar="N", help="d_model")
-        if name in _SHIPPED:
-            step.add_argument("--ship", action="store_true", help=_SHIPPED[name])
+    cli_ladder.add(commands)
     return parser
 
 
@@ -450,53 +418,6 @@ def _status(args: argparse.Namespace) -> None:
     print(f"{done}; {summary}; {state}; {found.seconds / 60:.1f} minutes spent")
     print(f"units: {units or 'no records'}")
     print_table(rows, "")
-
-
-def _ladder_corpus(args: argparse.Namespace) -> None:
-    from interp.ladder import build
-
-    build.corpus(args.dir)
-
-
-def _ladder_bracket(args: argparse.Namespace) -> None:
-    from interp.ladder import build
-
-    build.bracket(args.dir, args.widths)
-
-
-def _ladder_train(args: argparse.Namespace) -> None:
-    from interp.ladder import build
-
-    build.train_all(args.dir, args.widths, ship=args.ship, evaluate=_card_facts)
-
-
-def _ladder_arm(args: argparse.Namespace) -> None:
-    from interp.ladder import build
-
-    build.train_arm(args.dir, args.only, ship=args.ship, evaluate=_card_facts)
-
-
-def _ladder_budgets(args: argparse.Namespace) -> None:
-    from interp.ladder import build
-
-    build.train_budgets(args.dir, args.widths, ship=args.ship)
-
-
-def _card_facts(name: str) -> dict[str, Any]:
-    """Losses on the studies' evaluation texts and the embedding's rows, for the model card."""
-    from interp.geometry import row_facts
-    from interp.loss import loss
-    from interp.models import load
-    from interp.tokens import tokens
-
-    model = load(name)
-    facts: dict[str, Any] = {"rows": row_facts(model.unembedding)}
-    for text in ("deps", "stdlib"):
-        blocks = tokens(text, model, n_tokens=_LOSS_TOKENS, split="held_out")
-        facts[f"{text}_nats_per_token"] = loss(model, blocks).nats_per_token
-        # A part that a test can measure again in a second.
-        facts[f"{text}_first_blocks_nats_per_token"] = loss(model, blocks[:32]).nats_per_token
-    return facts
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from interp.plan import Cost
 
 USER_ERROR = 2
+LOSS_TOKENS = 262_144
+"""What a loss is measured on where nothing else is said."""
 DTYPES = ("float32", "bfloat16", "float16")
 MODEL_HELP = "ladder/dNNN, a directory, a .gguf file, a hub name, or hub-name@revision"
 TEXT_HELP = (

@@ -66,12 +66,18 @@ def whole_folder(out: Path) -> Iterator[Path]:
         fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     except OSError as error:
         raise UserError(f"{out.parent}: {error.strerror}; choose another place") from error
+    new, old = fresh / "new", fresh / "old"
     try:
-        fresh.chmod(0o755)
-        yield fresh
-        if existed:
-            shutil.rmtree(out)
-        os.replace(fresh, out)
+        new.mkdir()
+        yield new
+        if existed:  # out of the way first: what a kill leaves at `out` is never a part of it
+            os.replace(out, old)
+        try:
+            os.replace(new, out)
+        except OSError:
+            if existed:
+                os.replace(old, out)
+            raise
     except OSError as error:
         raise UserError(
             f"{out} cannot be written ({error.strerror}); free some space or mend its permissions"

@@ -12,7 +12,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ OF_MODELS = ("models", "twins", "shuffled", "gaussian", "loss_only_models")
 NAMES = ("preset", "family")
 """Fields that name the study. Each model keeps the family that it was measured in."""
 OF_A_MACHINE = ("threads", "device", *NO_RESULT)
-"""Fields that may differ: results agree within their intervals, and the summary tells of it."""
+"""Fields that may differ: results agree within their intervals. The summary tells of threads and
+device."""
 _OF_FACT = ("name", "family", "arm", "d_model", "n_layers", "n_params", "train_tokens", "warnings",
             "loss_nats_per_token", "loss_nats_per_byte", "loss_ci_nats_per_token", "parity_error",
             "weights_sha256", "tokens_sha256")  # fmt: skip
@@ -62,7 +62,7 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> Run:
 
     They must agree in settings, text, code and versions, and no model may have been counted in two
     of them; a loss measured in several is taken once. SAEs stay where they are. `out` may be new or
-    empty, or hold a merge of some of these models, which is replaced. It is whole or not there.
+    empty, or hold a merge of some of these models, which is replaced: whole, or not at all.
     Raises UserError otherwise.
     """
     out = Path(out)
@@ -202,12 +202,11 @@ def _homes(parts: Sequence[_Part]) -> dict[str, _Part]:
                     "of different models"
                 )
             homes[name] = part
-    for names_of in (lambda p: p.run.config.models, lambda p: p.run.config.loss_only_models):
-        for part in parts:
-            for name in names_of(part):
-                homes.setdefault(name, part)
-    for part in parts:  # as earlier merges, whose lists of models may be of others
-        for name in part.facts:
+    for part in parts:
+        for name in part.run.config.models:
+            homes.setdefault(name, part)
+    for part in parts:
+        for name in (*part.facts, *part.run.config.loss_only_models):
             homes.setdefault(name, part)
     return homes
 
@@ -273,22 +272,17 @@ def _overlap(
     mine: Sequence[tuple[_Part, set[str]]], config: StudyConfig, names: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """As each study took it from its SAEs, in the order of a study of all."""
-    order = {"dictionaries": list(config.models), "heads": list(names)}
+    order = {"dictionaries": config.models, "heads": names}
     found: dict[str, list[dict[str, Any]]] = {}
-    for kind, by in order.items():
+    for kind, models in order.items():
         records = [
             one
             for part, kept in mine
             for one in part.run.summary.get("overlap", {}).get(kind, [])
             if one["model"] in kept
         ]
-        place = {name: i for i, name in enumerate(by)}
-        found[kind] = sorted(records, key=partial(_place, place))
+        found[kind] = [one for name in models for one in records if one["model"] == name]
     return found
-
-
-def _place(order: Mapping[str, int], record: Mapping[str, Any]) -> int:
-    return order[record["model"]]
 
 
 def _manifest(mine: Sequence[tuple[_Part, set[str]]]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ AFTERWARDS = {
     "cli_capture.py",
     "cli_explore.py",
     "cli_labels.py",
+    "cli_ladder.py",
     "cli_parts.py",
     "cli_published.py",
     "cli_saes.py",

@@ -6,7 +6,7 @@ The same code writes them for a study that was measured here and for one merged 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Measured:
     """Of dictionaries and of output heads (`interp.overlaps`)."""
     manifest: dict[str, Any]
     """What else the result depends on, and what it cost."""
-    failures: Sequence[dict[str, str]] = field(default=())
+    failures: Sequence[dict[str, str]] = ()
     """What could not be measured: model, control, unit, error."""
 
 
