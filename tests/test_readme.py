@@ -55,9 +55,19 @@ def test_a_finding_is_told_from_its_numbers(
         assert data["headline"] in text
         assert data["command"] in text
         assert "What a referee would say" in text
+        assert "put together" not in text
         told.append(text)
     assert "loss falls where packing rises" in told[0]
     assert "no evidence that loss moves with it" in told[1]
+
+
+def test_a_study_measured_in_parts_quotes_the_line_that_measures_all(readme: ModuleType) -> None:
+    summary = json.loads((ROOT / "results" / readme.RUN / "summary.json").read_text())
+    parts = [{"command": f"interp study {one}.yaml"} for one in "ab"]
+    told = readme.figure(summary | {"command": "interp merge a b", "merged_from": parts})
+    assert f"`interp study results/{readme.RUN}/config.resolved.yaml --out" in told
+    assert "2 studies" in told
+    assert "`interp merge`" in told
 
 
 def test_every_module_is_listed_once(readme: ModuleType) -> None:

@@ -51,8 +51,19 @@ def figure(summary: dict[str, Any] | None = None) -> str:
         "![Features per dimension against loss]"
         f"(results/{RUN}/figures/packing_against_loss.png)\n\n"
         f"> {summary['headline']}\n\n"
-        f"`{summary['command']}`, {took} on two cores; "
+        f"{_made_by(summary, RUN)}, {took} on two cores; "
         f"config and numbers in [`results/{RUN}/`](results/{RUN}/)."
+    )
+
+
+def _made_by(summary: dict[str, Any], name: str) -> str:
+    """The line that measures all of a committed study, which may have been measured in parts."""
+    parts = summary.get("merged_from")
+    if not parts:
+        return f"`{summary['command']}`"
+    return (
+        f"`interp study results/{name}/config.resolved.yaml --out runs/{name}`, measured here as "
+        f"{len(parts)} studies of other models each and put together by `interp merge`"
     )
 
 
@@ -291,7 +302,7 @@ def finding(*names: str) -> str:
     lines += ["", "**What a referee would say, and the reply.**", ""]
     lines += [f"- *{objection}* {reply}" for objection, reply in objections(summary)]
     took = duration(float(data["wall_time_seconds"]))
-    lines += ["", f"`{data['command']}`, {took}; everything in [`{name}/`]({name}/)."]
+    lines += ["", f"{_made_by(data, name)}, {took}; everything in [`{name}/`]({name}/)."]
     return "\n".join(lines)
 
 
