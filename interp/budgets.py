@@ -35,7 +35,8 @@ def require_room(
     if needed > room:
         # Means and report are a small part; all else is proportional to the seeds.
         fitting = int(room / needed * n_seeds)
-        advice = f"--seeds {fitting} would fit" if fitting >= 2 else "use fewer models"
+        # From two seeds a count has no interval, and enters no fit.
+        advice = f"--seeds {fitting} would fit" if fitting >= 3 else "use fewer models"
         raise UserError(f"the study needs {needed:,} bytes and {what} {room:,}; {advice}")
 
 

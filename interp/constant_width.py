@@ -12,7 +12,7 @@ from interp.dose_response import DoseResponse, corrected, dose_response
 from interp.holm import holm
 from interp.kendall import Slope, theil_sen
 from interp.leave_one_out import leave_one_out
-from interp.levers import ON_A_LOG_SCALE, block, name_of, replicate, value_of
+from interp.levers import BASE, ON_A_LOG_SCALE, OTHER, block, name_of, replicate, value_of
 from interp.mediation import mediation
 from interp.power import detectable
 
@@ -46,7 +46,7 @@ class Arm:
     ) -> None:
         self.facts = {f["name"]: f for f in facts}
         self.widths = sorted({f["d_model"] for f in facts})
-        self.base = next((f for f in facts if f.get("lever") is None), None)
+        self.base = next((f for f in facts if name_of(f) == BASE), None)
         self.primary, self.loss_key = primary, loss_key
         self.chosen = chosen
         self.counts = counts if len(self.widths) == 1 else []
@@ -156,8 +156,8 @@ class Arm:
         return found
 
     def _levers(self) -> list[str]:
-        pulled = [name_of(f) for f in self.facts.values() if not replicate(f)]
-        return list(dict.fromkeys(pulled))
+        names = [name_of(f) for f in self.facts.values() if not replicate(f)]
+        return [name for name in dict.fromkeys(names) if name != OTHER]
 
     def _dose_response(self) -> list[DoseResponse]:
         found = []
@@ -192,7 +192,8 @@ class Arm:
         def scaled(lever: str, value: float) -> float:
             return float(np.log2(value)) if lever in ON_A_LOG_SCALE else value
 
-        facts = [self.facts[r["model"]] for r in self.rows]
+        rows = [r for r in self.rows if name_of(self.facts[r["model"]]) != OTHER]
+        facts = [self.facts[r["model"]] for r in rows]
         levers = [
             None if replicate(f) else (name_of(f), scaled(name_of(f), f["lever"]["value"]))
             for f in facts
@@ -204,8 +205,8 @@ class Arm:
             if self.base is not None and (value := value_of(self.base, lever)) is not None
         }
         found = mediation(
-            _per_dim(self.rows),
-            self._losses(self.rows),
+            _per_dim(rows),
+            self._losses(rows),
             levers,
             base_values,
             generator=self.generator,
@@ -260,7 +261,9 @@ def _why_unusable(record: Record) -> str:
         return "undertrained"
     if record["fvu_matched"] is not True:
         return "FVU not at the target"
-    return "censored at the dictionary size"
+    if record["censored"]:
+        return "censored at the dictionary size"
+    return record["reason"] or "no interval"
 
 
 def _measurement_share(rows: list[Record]) -> float | None:

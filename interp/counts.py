@@ -19,13 +19,17 @@ from interp.spots import HALF, layer_depth, primary_layer
 from interp.strictness import SETTINGS, quantity_of
 
 Z_95 = 1.959964
+MEANS = ("token", "position")
+"""What is removed from the contextual stream."""
 
 
 class _Cell:
     """The rows of one model, control, layer, stream and dictionary size, by quantity."""
 
     def __init__(self, rows: pd.DataFrame) -> None:
-        main = rows[(rows["role"] == "main") & (rows["seed"].isna() | (rows["seed"] == 0))]
+        # What was removed from a stream is of the stream, whatever role its SAEs have.
+        of_all = rows["role"].isna() | (rows["role"] == "main")
+        main = rows[of_all & (rows["seed"].isna() | (rows["seed"] == 0))]
         self._rows = {r["quantity"]: r for r in main.to_dict("records")}
         halves = rows[(rows["role"] == HALF) & (rows["quantity"] == "reproducible")]["value"]
         self.half = None if halves.empty else float(halves.iloc[0])
@@ -80,6 +84,19 @@ class _Cell:
             tokens_per_latent=self.get("tokens_per_latent"),
             converged=self.flag("converged"),
         )
+
+
+def usable(estimate: Estimate) -> bool:
+    """Whether it may enter fits and tests.
+
+    Converged at the stated FVU, and known within an interval or as a bound from below.
+    """
+    return (
+        estimate.value is not None
+        and estimate.converged is True
+        and estimate.fvu_matched is True
+        and (estimate.identified or estimate.censored)
+    )
 
 
 def packing_records(
@@ -188,8 +205,9 @@ def _outgrown(cell: _Cell, larger: list[_Cell]) -> bool | None:
 
 
 def _add_what_was_behind(record: dict[str, Any], by_control: Mapping[str, _Cell]) -> None:
-    """Beside each count: that of half the training, what chance gave and was subtracted, whether
-    its classes name tokens, and the count under other matching, where these were looked at."""
+    """Beside each count: that of half the training, what chance gave and was subtracted, what the
+    SAEs keep of the stream and of the loss, whether its classes name tokens, and the count under
+    other matching, where these were looked at."""
     for one, cell in (
         (record, by_control[TRAINED]),
         *((control, by_control[control["name"]]) for control in record["controls"]),
@@ -197,6 +215,8 @@ def _add_what_was_behind(record: dict[str, Any], by_control: Mapping[str, _Cell]
         one["value_half"] = cell.half
         one["fvu_half"] = cell.fvu_half
         one["null"] = cell.get("reproducible_null")
+        one["ce_loss_recovered"] = cell.get("ce_loss_recovered")
+        one |= {f"variance_share_{of}": cell.get(f"variance_share_{of}") for of in MEANS}
         if (n_classes := cell.whole("token_entropy_classes")) is not None:
             one["token_identity"] = _token_identity(cell, n_classes)
         if strictness := _strictness(cell):
@@ -282,15 +302,17 @@ def _record(found: Mapping[str, Estimate], architecture: str) -> dict[str, Any]:
     """The trained model's estimate, with those of the controls inside."""
     keep = (
         "value", "ci_low", "ci_high", "per_dim", "d_sae", "k", "fvu", "fvu_matched",
-        "tokens_per_latent", "converged", "censored", "reason",
+        "tokens_per_latent", "converged", "identified", "censored", "reason",
     )  # fmt: skip
     own = found[TRAINED]
     # The known feature counts were found again by TopK SAEs, and nothing else has been tried.
     known = calibrated(own) if architecture == "topk" else UNCALIBRATED
-    record = own.to_json() | {"calibration": known}
+    record = own.to_json() | {"calibration": known, "usable": usable(own)}
     record["controls"] = []
     for control in CONTROLS:
         if control in found:
-            full = found[control].to_json()
-            record["controls"].append({"name": control, **{key: full[key] for key in keep}})
+            one = found[control]
+            full = one.to_json()
+            kept = {key: full[key] for key in keep}
+            record["controls"].append({"name": control, **kept, "usable": usable(one)})
     return record

@@ -97,7 +97,9 @@ def fit_exponent(
     if n < MIN_MODELS:
         refusal = f"{n} models with a count; beta needs {MIN_MODELS}{lost}"
     elif n_exact < MIN_UNCENSORED:
-        refusal = f"{n - n_exact} of {n} counts are only bounds; beta needs {MIN_UNCENSORED} counts"
+        refusal = (
+            f"{n - n_exact} of {n} counts are only bounds; beta needs {MIN_UNCENSORED} that are not"
+        )
     elif n_widths < 3:
         refusal = f"{n_widths} widths with a count; beta needs three"
     if refusal:

@@ -7,14 +7,18 @@ from typing import Any
 
 SEED = "seed"
 BASE = "base"
+OTHER = "other"
+"""Of a model of the same width that is neither: not one recipe with any of the rest."""
 ON_A_LOG_SCALE = ("tokens", "projects")
 """Amounts, told in doublings; weight decay is signed and told as it is."""
 
 
 def name_of(fact: Mapping[str, Any]) -> str:
-    """The lever that made a model: `base` where nothing was varied."""
+    """The lever that made a model; `base` for the recipe that the arm varies, or `other`."""
     lever = fact.get("lever")
-    return BASE if lever is None else str(lever["name"])
+    if lever is not None:
+        return str(lever["name"])
+    return BASE if "lever_base" in fact else OTHER
 
 
 def replicate(fact: Mapping[str, Any]) -> bool:
@@ -23,18 +27,26 @@ def replicate(fact: Mapping[str, Any]) -> bool:
 
 
 def block(fact: Mapping[str, Any]) -> str:
-    """Models of one block had the same thing varied; replicates are one block."""
-    return BASE if replicate(fact) else name_of(fact)
+    """Models of one block had the same thing varied.
+
+    Replicates are one block, every model from elsewhere one of its own.
+    """
+    if replicate(fact):
+        return BASE
+    return str(fact["name"]) if name_of(fact) == OTHER else name_of(fact)
 
 
 def value_of(fact: Mapping[str, Any], lever: str) -> float | None:
     """The value of a lever in a model; the base has one too, in `lever_base` of its record.
 
-    None where it is not recorded. Tokens need no record: each model knows its own.
+    None where it is not recorded, and in models from elsewhere. Tokens of the base need no record:
+    it knows its own.
     """
     varied = fact.get("lever")
     if varied is not None:
         return float(varied["value"]) if varied["name"] == lever else None
+    if name_of(fact) == OTHER:
+        return None
     if (known := (fact.get("lever_base") or {}).get(lever)) is not None:
         return float(known)
     return float(fact["train_tokens"]) if lever == "tokens" else None

@@ -168,11 +168,15 @@ def _from_budgets() -> LossTable:
 
 
 def _from_study(file: Path) -> LossTable:
-    """The models of the width arm, in nats per token, with the study's primary count."""
+    """The models of the width arm with the study's primary count.
+
+    In nats per token, or per byte where the study compares models of several tokenizers.
+    """
     name = str(file.parent)
     try:
         summary = json.loads(file.read_text())
-        models = [m for m in summary["models"] if m["loss_nats_per_token"] is not None]
+        loss = (summary.get("scaling") or {}).get("loss") or "loss_nats_per_token"
+        models = [m for m in summary["models"] if m[loss] is not None]
     except FileNotFoundError as error:
         raise UserError(
             f"{name}: has no summary.json, so it is no finished study; give a CSV table or finish "
@@ -188,6 +192,8 @@ def _from_study(file: Path) -> LossTable:
         notes.append(f"models of the arms {', '.join(others)} are left out")
     models = [m for m in models if m["arm"] == "width"]
     counts = _counts(summary)
+    if loss != "loss_nats_per_token":
+        notes.append("losses are per byte of text: the models have several tokenizers")
     if not counts:
         notes.append("no packing: the study has no converged count of its primary estimator")
     rows = [
@@ -196,7 +202,7 @@ def _from_study(file: Path) -> LossTable:
             "dataset": _text_of(file.parent),
             "model": m["name"],
             "d_model": m["d_model"],
-            "loss": m["loss_nats_per_token"],
+            "loss": m[loss],
             "n_layers": m["n_layers"],
             "n_params": m["n_params"],
             "train_tokens": m["train_tokens"],
@@ -215,7 +221,9 @@ def _counts(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for row in summary.get("packing", []):
         same = all(row.get(key) == primary.get(key) for key in ("estimator", "about"))
-        usable = row.get("converged") is True and row.get("fvu_matched") is True
+        # A summary from before it said so went by these two.
+        settled = row.get("converged") is True and row.get("fvu_matched") is True
+        usable = row.get("usable", settled)
         if not (same and usable and row.get("primary_layer") and (row.get("per_dim") or 0) > 0):
             continue
         # Counts of dictionaries of different sizes do not compare; saturation draws on all sizes.

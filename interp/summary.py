@@ -74,7 +74,7 @@ def summarise(
     scaling = _scaling(facts)
     arm = None
     if any(f["arm"] == ARM for f in facts):
-        counts = [r for r in packing if _usable(r) and not r["censored"]]
+        counts = [r for r in packing if r["usable"] and not r["censored"]]
         arm = Arm(counts, chosen, facts, primary, _loss_key(facts), config.seed)
     return {
         "preset": config.preset,
@@ -96,7 +96,8 @@ def summarise(
 
 def _model(fact: dict[str, Any]) -> dict[str, Any]:
     keys = ("name", "family", "arm", "d_model", "n_layers", "n_params", "train_tokens",
-            "loss_nats_per_token", "loss_nats_per_byte", "loss_ci_nats_per_token")  # fmt: skip
+            "loss_nats_per_token", "loss_nats_per_byte", "loss_ci_nats_per_token",
+            "loss_ci_nats_per_byte")  # fmt: skip
     # Only in an arm was anything varied beside the width.
     varied = ("lever", "lever_base")
     return {key: fact[key] for key in (*keys, *(k for k in varied if k in fact))}
@@ -118,26 +119,17 @@ def _is_primary(
     )
 
 
-def _usable(record: dict[str, Any]) -> bool:
-    """Converged rows at the stated FVU enter fits; a censored one enters as a bound."""
-    return record["converged"] is True and record["fvu_matched"] is True and _has_value(record)
-
-
-def _has_value(record: dict[str, Any]) -> bool:
-    return record["value"] is not None
-
-
 def _exponent(
     chosen: list[dict[str, Any]], facts: list[dict[str, Any]], primary: dict[str, Any]
 ) -> dict[str, Any]:
     widths = {f["name"]: f["d_model"] for f in facts}
-    own = _fit_beta([(widths[r["model"]], r) for r in chosen if _usable(r)])
+    own = _fit_beta([(widths[r["model"]], r) for r in chosen if r["usable"]])
     twin = _fit_beta(
         [
             (widths[r["model"]], c)
             for r in chosen
             for c in r["controls"]
-            if c["name"] == TWIN and _usable(c)
+            if c["name"] == TWIN and c["usable"]
         ]
     )
     apart = difference(own, twin)
@@ -201,7 +193,7 @@ def _correlation(
 ) -> dict[str, Any]:
     """Across widths everything moves together: descriptive, never evidence."""
     by_name, loss_key = {f["name"]: f for f in facts}, _loss_key(facts)
-    rows = [r for r in chosen if _usable(r) and not r["censored"]]
+    rows = [r for r in chosen if r["usable"] and not r["censored"]]
     packing = np.array([r["per_dim"] for r in rows], dtype=float)
     losses = np.array([by_name[r["model"]][loss_key] for r in rows], dtype=float)
     widths = np.array([by_name[r["model"]]["d_model"] for r in rows], dtype=float)
@@ -237,7 +229,7 @@ def _family(fact: dict[str, Any]) -> str:
 def _mixed_model(chosen: list[dict[str, Any]], facts: list[dict[str, Any]]) -> dict[str, Any]:
     """Across families, loss per byte: their tokenizers differ."""
     by_name = {f["name"]: f for f in facts}
-    rows = [r for r in chosen if _usable(r) and not r["censored"]]
+    rows = [r for r in chosen if r["usable"] and not r["censored"]]
     models = [by_name[r["model"]] for r in rows]
     columns = [
         [float(m[key]) for m in models] for key in ("loss_nats_per_byte", "d_model", "n_layers")
@@ -332,12 +324,15 @@ def _warnings(
     out += _worse_with_training(chosen)
     if any(r["calibration"] == "uncalibrated" for r in chosen):
         out.append("uncalibrated: the estimators were not checked against known feature counts")
-    n_usable = sum(_usable(r) for r in chosen)
-    if n_usable < 6:
-        out.append(
-            f"too few models: {n_usable} enter the exponent and the correlation; exact tests of "
-            "fewer than 6 can show little"
+    n_fitted = sum(r["usable"] for r in chosen)
+    n_ranked = sum(r["usable"] and not r["censored"] for r in chosen)
+    if n_ranked < 6:
+        entering = (
+            f"{n_fitted} enter the exponent, {n_ranked} the correlation, which takes no bounds"
+            if across_widths
+            else f"{n_ranked} enter the correlation"
         )
+        out.append(f"too few models: {entering}; exact tests of fewer than 6 can show little")
     for name, part in (("exponent", exponent), ("loss fit", scaling)):
         if part["reason"] and across_widths:
             out.append(f"{name}: {part['reason']}")

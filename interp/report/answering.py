@@ -1,8 +1,8 @@
 """The answer in words, generated from the numbers and from nothing else.
 
 The first sentence is the one that people quote, so it carries the caveats that change its meaning:
-preview, not identified, limited by the dictionary, and "not distinguishable from an untrained
-network's".
+preview, not identified, all that the dictionary has room for, and "not distinguishable from an
+untrained network's".
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from interp.report.contrast import Contrast, Verdict, contrast
 from interp.report.records import Exponent, PackingRow, Summary
 from interp.report.wording import (
     SUBLAYERS,
+    doubts,
     in_prose,
     known_values,
     listed,
@@ -88,8 +89,10 @@ def _packing(summary: Summary, rows: Sequence[PackingRow]) -> str:
     if summary.preview:
         opening = "Preview, not a result: "
         if not any(row.counts for row in rows):
-            opening = "Preview, not a result (no count has converged): "
-    sentence = _sentence(rows, [c for row in rows if (c := contrast(row)) is not None])
+            why = doubts(rows)
+            none = "has converged" if why == "not converged" else f"may be used: {why}"
+            opening = f"Preview, not a result (no count {none}): "
+    sentence = _sentence(summary, rows, [c for row in rows if (c := contrast(row)) is not None])
     return opening + (sentence if opening else sentence[0].upper() + sentence[1:])
 
 
@@ -98,21 +101,18 @@ def _no_answer(summary: Summary) -> str:
     name = feature_noun(summary.about)
     if not tried:
         return f"Not identified: this run holds no count of {name} at the primary layer."
-    reasons = sorted({row.reason for row in tried if row.reason})
-    # Rows that each have a reason of their own say it in the table.
-    why = f" ({'; '.join(reasons)})" if 0 < len(reasons) <= 2 else ""
     return (
-        f"Not identified: none of the {plural(len(tried), 'count')} of {name} passed the "
-        f"convergence rule{why}, so this run does not say how many a layer packs."
+        f"Not identified: none of the {plural(len(tried), 'count')} of {name} may be used "
+        f"({doubts(tried)}), so this run does not say how many a layer packs."
     )
 
 
-def _sentence(rows: Sequence[PackingRow], contrasts: Sequence[Contrast]) -> str:
+def _sentence(summary: Summary, rows: Sequence[PackingRow], contrasts: Sequence[Contrast]) -> str:
     trained = _trained(rows)
     if not contrasts:
-        tried = any(row.twin is not None for row in rows)
-        twin = "their untrained twins gave no count" if tried else "no untrained twin was measured"
-        return f"{trained}; {twin}, so this does not show what training adds."
+        return (
+            f"{trained}; {without_twins(summary, rows)}, so this does not show what training adds."
+        )
     by_verdict = {
         verdict: [c for c in contrasts if c.verdict is verdict]
         for verdict in Verdict
@@ -138,12 +138,25 @@ def _sentence(rows: Sequence[PackingRow], contrasts: Sequence[Contrast]) -> str:
             f"({len(by_verdict[Verdict.SAME])} of {plural(len(contrasts), 'model')} with a twin): "
             f"{trained}; {twins}."
         )
-    if all(c.row.twin is not None and c.row.twin.censored for c in contrasts):
+    if all(c.row.censored and c.row.twin is not None and c.row.twin.censored for c in contrasts):
         return (
             f"{trained}; {twins}. Both fill their dictionaries, so these counts cannot tell a "
             f"trained network from an untrained one."
         )
     return f"{trained}; {twins}, without an interval that could tell the two apart everywhere."
+
+
+def without_twins(summary: Summary, rows: Sequence[PackingRow]) -> str:
+    """Why no untrained twin stands beside these rows: `no untrained twin was measured`."""
+    if any(row.twin is not None for row in rows):
+        return "their untrained twins gave no count"
+    elsewhere = [row for row in summary.primary_rows if row.twin is not None]
+    if not elsewhere:
+        return "no untrained twin was measured"
+    return (
+        f"untrained twins were measured at {at_widths(elsewhere)} alone, where the trained count "
+        f"may not be used"
+    )
 
 
 def _trained(rows: Sequence[PackingRow]) -> str:
@@ -157,7 +170,11 @@ def _trained(rows: Sequence[PackingRow]) -> str:
     else:
         who = f"{len(rows)} trained models of {at_widths(rows, as_span=True)} pack"
     censored = [row for row in rows if row.censored]
-    if censored:
+    ratios = _ratios(rows)
+    if all(row.full for row in rows) and len(ratios) == 1:
+        its = "its dictionary has" if len(rows) == 1 else "their dictionaries have"
+        count += f", about all that {its} room for ({ratios[0]:g} per dimension)"
+    elif censored:
         everywhere = len(censored) == len(rows)
         count += f" ({LIMITED}" + ("" if everywhere else f" at {at_widths(censored)}") + ")"
     # The residual stream is what a reader expects; what a part of the block adds has to be said.
@@ -303,7 +320,7 @@ def _loss(summary: Summary) -> str:
         return "With one model nothing can be said about packing and loss." if known else ""
     first, last = known[0], known[-1]
     text = (
-        f"The loss goes from {significant(first.loss.value)} nats per token at width "
+        f"The loss goes from {significant(first.loss.value)} {first.loss_unit} at width "
         f"{first.d_model} to {significant(last.loss.value)} at width {last.d_model}"
     )
     within = [

@@ -50,7 +50,7 @@ def arm_more(summary: Summary, arm: Arm, rows: Sequence[PackingRow]) -> list[str
     parts = [_levers(arm)]
     if found is not None and found.spearman.value is not None:
         parts += [_within(found), _left_out(arm), _slope(found), _secondary(arm)]
-    return [*(part for part in parts if part), *_twin(rows), _mediation(arm)]
+    return [*(part for part in parts if part), *_twin(summary, rows), _mediation(arm)]
 
 
 def _like_untrained(rows: Sequence[PackingRow]) -> str:
@@ -62,8 +62,8 @@ def _like_untrained(rows: Sequence[PackingRow]) -> str:
 
 
 def _packing(arm: Arm, rows: Sequence[PackingRow], noun: str) -> str:
-    values = known_values(row.per_dim for row in rows)
-    extent = f"{span(values)} {noun} per dimension over {plural(len(rows), 'model')}"
+    extent = f"{span(known_values(row.per_dim for row in rows))} {noun} per dimension over "
+    extent += plural(len(rows), "model")
     tested = [r.moves for r in arm.responses if r.outcome == "packing" and r.moves is not None]
     moving = [lever_name(lever) for lever in arm.moving("packing")]
     if moving:
@@ -155,10 +155,17 @@ def _secondary(arm: Arm) -> str:
     )
 
 
-def _twin(rows: Sequence[PackingRow]) -> list[str]:
+def _twin(summary: Summary, rows: Sequence[PackingRow]) -> list[str]:
     pairs = [c for row in rows if (c := contrast(row)) is not None]
     if not pairs:
-        return ["No untrained twin was measured, so this does not show what training adds."]
+        beside = [row for row in summary.primary_rows if row.twin is not None]
+        why = "No untrained twin was measured"
+        if beside:
+            names = listed([row.model.label for row in beside])
+            why = f"The untrained twin stands beside {names}, whose own count may not be used"
+            if any(row.counts for row in beside):
+                why = "The untrained twin gave no count"
+        return [f"{why}, so this does not show what training adds."]
     found = [c.row.twin for c in pairs if c.row.twin is not None]
     values = known_values(twin.per_dim for twin in found)
     at_least = "at least " if any(twin.censored for twin in found) else ""

@@ -36,7 +36,7 @@ def arm_against_loss(rows: Sequence[PackingRow]) -> Figure | None:
     noun = _noun(shown[0])
     x = alt.X(
         "x:Q",
-        title="loss (nats per token; better models to the left)",
+        title=f"loss ({shown[0].model.loss_unit}; better models to the left)",
         scale=alt.Scale(zero=False, nice=False, padding=SIDE),
         axis=alt.Axis(tickCount=6),
     )
@@ -48,8 +48,10 @@ def arm_against_loss(rows: Sequence[PackingRow]) -> Figure | None:
         title=f"{noun.capitalize()} per dimension against loss, at constant width",
         subtitle=f"numbers: value of the lever, where there is room; line: one lever in order; "
         f"bars: 95% intervals{hollow}",
-        alt=f"{noun.capitalize()} per dimension against loss in nats per token, models of one "
-        f"width. {'; '.join(_said(point) for point in points)}."
+        alt=f"{noun.capitalize()} per dimension against loss in "
+        f"{shown[0].model.loss_unit}, models of one width. "
+        + "; ".join(_said(point) for point in points)
+        + "."
         + (f" Untrained twin: {significant(twin)}." if twin is not None else ""),
         spec=marks.specification(
             [
@@ -81,7 +83,8 @@ def dose_response(
         if not points:
             continue
         for lever in levers:
-            panels.append(_panel(arm, lever, outcome, points, _twin_level(rows)))
+            unit = "features per dim." if outcome == "packing" else models[0].loss_unit
+            panels.append(_panel(arm, lever, outcome, points, _twin_level(rows), unit))
             reading = "; ".join(
                 f"{lever_value(p['x'])}: {p['reading']}" for p in _along(arm, lever, points)
             )
@@ -121,13 +124,14 @@ def _loss_point(model: ModelRecord) -> Row:
 
 def _varied(model: ModelRecord) -> Row:
     lever = model.lever
-    kind = lever_name(lever.name) if lever is not None else "base"
+    name = lever.name if lever is not None else "base" if model.base else "other"
+    kind = lever_name(name) if lever is not None else name
     return {
         "model": model.name,
         "lever": kind if kind in LEVERS else "other",
-        "name": lever.name if lever is not None else "base",
+        "name": name,
         "value": None if lever is None else lever.value,
-        "label": "base" if lever is None else lever_value(lever.value),
+        "label": model.label if lever is None else lever_value(lever.value),
     }
 
 
@@ -145,7 +149,9 @@ def _hollow(rows: Sequence[PackingRow]) -> bool:
 
 
 def _said(point: Row) -> str:
-    what = "base recipe" if point["name"] == "base" else f"{point['lever']} {point['label']}"
+    what = {"base": "base recipe", "other": point["label"]}.get(
+        point["name"], f"{point['lever']} {point['label']}"
+    )
     return f"{what}: {point['reading']} at {significant(point['x'], 4)}"
 
 
@@ -296,7 +302,9 @@ def _along(arm: Arm, lever: str, points: Sequence[Row]) -> list[Row]:
     return sorted((p for p in placed if p["x"] is not None), key=lambda p: float(p["x"]))
 
 
-def _panel(arm: Arm, lever: str, outcome: str, points: Sequence[Row], twin: float | None) -> Any:
+def _panel(
+    arm: Arm, lever: str, outcome: str, points: Sequence[Row], twin: float | None, unit: str
+) -> Any:
     mine = _along(arm, lever, points)
     doses = [p["x"] for p in mine]
     logarithmic = lever in LOG and all(dose > 0 for dose in doses)
@@ -316,13 +324,13 @@ def _panel(arm: Arm, lever: str, outcome: str, points: Sequence[Row], twin: floa
     )
     if outcome == "packing":
         domain = [0.0, marks.headroom([*points, *_level(twin)])]
-        y = alt.Y("y:Q", title="features per dim.", axis=alt.Axis(tickCount=4),
+        y = alt.Y("y:Q", title=unit, axis=alt.Axis(tickCount=4),
                   scale=alt.Scale(domain=domain, nice=False))  # fmt: skip
     else:
         losses = [p["y"] for p in points]
         room = 0.08 * (max(losses) - min(losses) or 0.1)
         domain = [min(losses) - room, max(losses) + room]
-        y = alt.Y("y:Q", title="nats per token", axis=alt.Axis(tickCount=4),
+        y = alt.Y("y:Q", title=unit, axis=alt.Axis(tickCount=4),
                   scale=alt.Scale(domain=domain, nice=False))  # fmt: skip
     same = [p["y"] for p in points if p["name"] in ("base", SEED) and p["counts"]]
     band = None

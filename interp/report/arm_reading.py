@@ -13,7 +13,7 @@ def read_arm(data: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> Ar
         data.get(key) or {} for key in ("mediation", "power", "leave_one_out")
     )
     ends = number(left.get("low")), number(left.get("high"))
-    base = next((m for m in models if m.get("lever") is None), {})
+    base = next((m for m in models if "lever_base" in m), {})
     known = {"tokens": base.get("train_tokens"), **(base.get("lever_base") or {})}
     return Arm(
         d_model=whole_number(data.get("d_model")),

@@ -41,7 +41,7 @@ def caveats(summary: Summary) -> tuple[str, ...]:
         *_reconstruction(primary),
         *_twins(primary),
         *_uncalibrated(primary),
-        *_few(used),
+        *_few(summary, used),
         *_narrow(used),
         *_fits(summary),
         *_confounded(summary),
@@ -59,14 +59,21 @@ def _preview(summary: Summary) -> list[str]:
 
 
 def _unconverged(rows: Sequence[PackingRow]) -> list[str]:
-    hollow = [row for row in rows if row.converged is not True]
-    if not hollow:
-        return []
-    return [
-        f"Unconverged: {len(hollow)} of {plural(len(rows), 'primary count')} "
-        f"({where(hollow)}) would still move if the dictionaries were trained longer. They are "
-        f"drawn hollow and enter no fit and no correlation."
-    ]
+    found = []
+    for doubt, what in (
+        ("not converged", "Unconverged: {} would still move if the dictionaries were trained "
+         "longer"),
+        ("convergence not tested", "Not tested: whether {} would move if the dictionaries were "
+         "trained longer was not tried"),
+        ("no interval", "No interval: {} have none, from too few seeds or documents"),
+    ):  # fmt: skip
+        hollow = [row for row in rows if row.doubt == doubt]
+        if hollow:
+            which = f"{len(hollow)} of {plural(len(rows), 'primary count')} ({where(hollow)})"
+            found.append(
+                f"{what.format(which)}. They are drawn hollow and enter no fit and no correlation."
+            )
+    return found
 
 
 def _bounds(rows: Sequence[PackingRow]) -> list[str]:
@@ -157,8 +164,10 @@ def _uncalibrated(rows: Sequence[PackingRow]) -> list[str]:
     ]
 
 
-def _few(rows: Sequence[PackingRow]) -> list[str]:
-    n = len(rows)
+def _few(summary: Summary, rows: Sequence[PackingRow]) -> list[str]:
+    n = sum(row.counts and not row.censored for row in rows)
+    if rows and n == 0 and all(row.censored for row in rows):
+        return ["No rank correlation: a bound has no rank, and all counts are bounds."]
     # Beyond seven models the smallest p is under 0.0004 and no longer what limits the run.
     if not 0 < n < 7:
         return []

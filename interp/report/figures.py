@@ -15,7 +15,7 @@ from interp.report.profiles import by_depth, by_dictionary_size
 from interp.report.records import Exponent, Interval, ModelRecord, PackingRow, Scaling, Summary
 from interp.report.strictness_figure import count_against_strictness
 from interp.report.theme import KINDS
-from interp.report.wording import listed, plural, significant, with_interval
+from interp.report.wording import hollow, listed, plural, significant, with_interval
 
 # On a log axis of width: a twin stands a mark's breadth to the right of its model.
 TWIN_BESIDE = 1.035
@@ -67,11 +67,12 @@ def packing_against_loss(rows: Sequence[PackingRow]) -> Figure | None:
         return None
     x = alt.X(
         "x:Q",
-        title="loss (nats per token; better models to the left)",
+        title=f"loss ({shown[0].model.loss_unit}; better models to the left)",
         scale=alt.Scale(zero=False, nice=False, padding=30),
         axis=alt.Axis(tickCount=6),
     )
     points = marks.packing_points(shown, lambda row: row.model.loss)
+    room = _room(shown)
     y = marks.per_dimension_axis(points)
     noun = _noun(shown[0].about)
     return Figure(
@@ -81,6 +82,7 @@ def packing_against_loss(rows: Sequence[PackingRow]) -> Figure | None:
         alt=f"{noun.capitalize()} per dimension against loss. {_in_words(shown)}",
         spec=marks.specification(
             [
+                *marks.ceiling(room, y),
                 marks.connectors(points, x, y),
                 marks.intervals(points, x, y, along="x"),
                 marks.intervals(points, x, y),
@@ -115,7 +117,8 @@ def loss_against_width(models: Sequence[ModelRecord], scaling: Scaling) -> Figur
         for width, model in shown
     ]
     x = marks.width_axis(widths)
-    y = alt.Y("y:Q", title="loss, nats per token", scale=alt.Scale(zero=False, padding=14))
+    unit = shown[0][1].loss_unit
+    y = alt.Y("y:Q", title=f"loss, {unit}", scale=alt.Scale(zero=False, padding=14))
     curve, fitted = None, "no curve could be fitted"
     if scaling.drawn:
         line = [{"x": m, "y": scaling.loss(m)} for m in marks.between(min(widths), max(widths))]
@@ -129,7 +132,7 @@ def loss_against_width(models: Sequence[ModelRecord], scaling: Scaling) -> Figur
         name="loss_against_width",
         title="Loss against width",
         subtitle=f"{fitted}; bars: 95% intervals over documents",
-        alt=f"Loss in nats per token by model width; {fitted}. {readings}.",
+        alt=f"Loss in {unit} by model width; {fitted}. {readings}.",
         spec=marks.specification(
             [
                 curve,
@@ -167,6 +170,7 @@ def packing_against_width(rows: Sequence[PackingRow], exponent: Exponent | None)
         alt=f"{noun.capitalize()} per dimension by model width. {_in_words(shown)}",
         spec=marks.specification(
             [
+                *marks.ceiling(_room(shown), y),
                 *references,
                 marks.intervals(points, x, y),
                 marks.arrows(points, x, y),
@@ -184,6 +188,14 @@ def _at_primary_size(row: PackingRow, summary: Summary) -> bool:
     return math.isclose(row.d_sae, ratio * row.model.d_model, rel_tol=0.01)
 
 
+def _room(rows: Sequence[PackingRow]) -> float | None:
+    """Latents per dimension of the dictionaries, where all have as many and one is full."""
+    ratios = {
+        row.d_sae / row.model.d_model if row.d_sae and row.model.d_model else None for row in rows
+    }
+    return ratios.pop() if len(ratios) == 1 and any(row.full for row in rows) else None
+
+
 def _noun(about: str) -> str:
     return "contextual features" if about == "contextual" else "features of the raw stream"
 
@@ -198,9 +210,8 @@ def _key(rows: Sequence[PackingRow], *, numbers_are: str = "", band: bool = Fals
     if any(row.per_dim.low is not None for row in rows):
         parts.append("bars: 95% intervals")
     if any(row.censored or (row.twin is not None and row.twin.censored) for row in rows):
-        parts.append("arrow: lower bound, censored at D")
-    if not all(row.counts for row in rows):
-        parts.append("hollow: not converged, enters no fit")
+        parts.append("arrow: the dictionary is full, a lower bound")
+    parts += hollow(rows)
     if band:
         parts.append("band: interval of beta")
     return "; ".join(parts)
@@ -212,12 +223,12 @@ def _in_words(rows: Sequence[PackingRow]) -> str:
     for row in rows:
         text = f"width {row.model.d_model}: {with_interval(row.per_dim)}"
         if row.model.loss.value is not None:
-            text += f" at {significant(row.model.loss.value)} nats per token"
+            text += f" at {significant(row.model.loss.value)} {row.model.loss_unit}"
         if row.twin is not None and row.twin.per_dim.value is not None:
             text += f", untrained twin {with_interval(row.twin.per_dim)}"
         if row.censored:
-            text += ", censored at D"
-        elif not row.counts:
-            text += ", not converged"
+            text += ", a lower bound"
+        elif row.doubt:
+            text += f", {row.doubt}"
         said.append(text)
     return f"{plural(len(rows), 'model')}. {'; '.join(said)}."

@@ -7,7 +7,7 @@ import altair as alt
 from interp.report import marks
 from interp.report.marks import Figure
 from interp.report.records import PackingRow
-from interp.report.wording import percent, significant, with_interval
+from interp.report.wording import hollow, percent, significant, with_interval
 
 ROW_HEIGHT = 34
 
@@ -53,7 +53,10 @@ def heat_map(rows: Sequence[PackingRow]) -> Figure | None:
     return Figure(
         name="packing_by_layer",
         title=f"{noun.capitalize()} per dimension by model and depth",
-        subtitle="the shade follows the number; in brackets: not converged, enters no fit",
+        subtitle="; ".join(
+            ["the shade follows the number"]
+            + [key.replace("hollow", "in brackets") for key in hollow(shown)]
+        ),
         alt=f"{noun.capitalize()} per dimension by model and depth. "
         + "; ".join(f"width {c['label']} at {c['depth']}: {c['text']}" for c in cells)
         + ".",

@@ -104,7 +104,7 @@ def forecast_figure(rows: list[dict[str, Any]]) -> dict[str, Any]:
     axis = alt.Axis(tickCount=7, grid=True)
 
     def x(field: str) -> alt.X:
-        return alt.X(f"{field}:Q", title="loss, nats per token", scale=scale, axis=axis)
+        return alt.X(f"{field}:Q", title="loss, nats", scale=scale, axis=axis)
 
     colour, _ = panels.by_family(families, legend=False)
     with_actual = [p for p in shown if p["actual"] is not None]

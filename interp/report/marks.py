@@ -96,7 +96,7 @@ def packing_points(
         shared = {"model": row.model.name, "x": x.value, "label": row.model.label}
         reading = [with_interval(row.per_dim)]
         if row.censored:
-            reading.append("censored at D: a lower bound")
+            reading.append("the dictionary is full: a lower bound")
         elif row.reason:
             reading.append(row.reason)
         twin = row.twin.per_dim.value if row.twin is not None else None
@@ -125,7 +125,7 @@ def packing_points(
                     "high": twin if row.twin.censored else row.twin.per_dim.high,
                     **({"arrow": True} if row.twin.censored else {}),
                     "reading": with_interval(row.twin.per_dim)
-                    + (", censored at D: a lower bound" if row.twin.censored else ""),
+                    + (", the dictionary is full: a lower bound" if row.twin.censored else ""),
                 }
             )
     return points
@@ -184,6 +184,19 @@ def arrows(points: Sequence[Row], x: alt.X, y: alt.Y) -> alt.Chart | None:
         .mark_point(shape=ARROW, size=420, style="arrow", opacity=1)
         .encode(x, y, colour)
     )
+
+
+def ceiling(per_dim: float | None, y: alt.Y) -> list[alt.Chart]:
+    """A dashed line at the number of latents per dimension, above which nothing can be counted."""
+    if per_dim is None:
+        return []
+    line = layer([{"y": per_dim, "note": f"size of the dictionary: {per_dim:g} per dimension"}])
+    return [
+        line.mark_rule(style="reference", strokeDash=[5, 4]).encode(y),
+        line.mark_text(style="note", align="left", baseline="top", dy=5).encode(
+            y, x=alt.value(4), text="note:N"
+        ),
+    ]
 
 
 def connectors(points: Sequence[Row], x: alt.X, y: alt.Y) -> alt.Chart | None:

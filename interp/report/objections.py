@@ -29,7 +29,9 @@ def objections(summary: Summary) -> tuple[Objection, ...]:
     asked = [
         ("An untrained network gives the same count.", _untrained(rows)),
         ("Model and twin were not reconstructed equally well.", _reconstruction(rows)),
+        ("What is counted is a small part of the stream.", _part(summary, rows)),
         ("The latents only name the current token.", _tokens(summary)),
+        ("The model does not use what is counted.", _used(rows)),
         ("With other thresholds of a match the answer is another.", _strictness(summary)),
         ("At another k the answer is another.", _other_k(summary)),
         ("Another kind of SAE finds other features.", _other_architecture(summary)),
@@ -84,6 +86,64 @@ def _reconstruction(rows: Sequence[PackingRow]) -> str:
     )
 
 
+def _part(summary: Summary, rows: Sequence[PackingRow]) -> str:
+    """The primary stream against the other one, which holds what was removed from it, or not."""
+    if summary.about != "contextual":
+        return "Not answered: the count is of the whole stream, with what token and position bring."
+    held = [
+        f"{span([100 * one.token for one in known], _percent)} and "
+        f"{span([100 * one.position for one in known], _percent)} of the variance {who}"
+        for who, found in (
+            ("in the models", [row.removed for row in rows]),
+            ("in the twins", [row.twin.removed for row in rows if row.twin is not None]),
+        )
+        if (known := [one for one in found if one is not None])
+    ]
+    text = ""
+    if held:
+        text = f"The means of tokens and positions, which are taken out, hold {'; '.join(held)}. "
+    raw = [
+        row
+        for row in summary.packing
+        if row.about == "all"
+        and row.estimator == "reproducible"
+        and row.per_dim.value is not None
+        and any(_same_place(row, one) for one in rows)
+    ]
+    if not raw:
+        return f"{text}The whole stream was not counted."
+    text += f"On the whole stream trained models count {span(known_values(r.per_dim for r in raw))}"
+    twins = known_values(twin.per_dim for twin in _twins(raw))
+    pairs = [c for row in raw if (c := contrast(row)) is not None]
+    if not pairs:
+        return f"{text} per dimension."
+    more = sum(c.verdict is Verdict.MORE for c in pairs)
+    full = sum(row.censored for row in raw) + sum(twin.censored for twin in _twins(raw))
+    notes = [f"{full} of {len(raw) + len(twins)} dictionaries are full"] if full else []
+    notes += [f"of the trained ones {unsettled}"] if (unsettled := _unsettled(raw)) else []
+    told = f" ({'; '.join(notes)})" if notes else ""
+    return (
+        f"{text} and twins {span(twins)} per dimension{told}: there trained minus twin lies above "
+        f"zero for {more} of {plural(len(pairs), 'pair')}."
+    )
+
+
+def _same_place(one: PackingRow, other: PackingRow) -> bool:
+    return (one.model.name, one.layer, one.d_sae) == (other.model.name, other.layer, other.d_sae)
+
+
+def _used(rows: Sequence[PackingRow]) -> str:
+    shares = [row.loss_recovered for row in rows if row.loss_recovered is not None]
+    if not shares:
+        return "Not answered: the run did not put reconstructions back into the models."
+    where = "the stream" if rows[0].about == "all" else "the counted part of the stream"
+    return (
+        f"Reconstructions in place of {where} recover "
+        f"{span([100 * share for share in shares], _percent)} of the loss that leaving it out "
+        f"costs (first seed)."
+    )
+
+
 def _tokens(summary: Summary) -> str:
     return token_sentence(summary) or "Not answered: this run did not look at the tokens."
 
@@ -100,8 +160,14 @@ def _strictness(summary: Summary) -> str:
         ]
         if not pairs:
             return "Not answered: latents were matched in one way."
-        differences = [c for row in pairs if (c := contrast(row)) is not None]
-        # The headline's own matching is a point of both tests, and one pair.
+        # The headline's own matching is a point of both tests, and told with the first.
+        new = [
+            with_strictness(row, mine, twins)
+            for row in rows
+            for mine, twins in at_equal_strictness(row)
+            if mine.by == by and not (mine.headline and by != "cosine")
+        ]
+        differences = [c for row in new if (c := contrast(row)) is not None]
         n_pairs, n_more = (
             n_pairs + len(differences),
             n_more + sum(c.verdict is Verdict.MORE for c in differences),
@@ -131,17 +197,35 @@ def _other_k(summary: Summary) -> str:
             others.setdefault(row.k_rule, []).append(row)
     if len(others) < 2:
         return "Not answered: one rule for k was run."
+    order = [rule for rule in (*_RULES, *others) if rule in others]
+    by_rule = {rule: others[rule] for rule in dict.fromkeys(order)}
     said = [
         f"{span(known_values(row.per_dim for row in found))} with {_RULES.get(rule, rule)}"
-        f"{_at_k([row.k for row in found])}"
-        for rule, found in others.items()
+        f"{_at_k([row.k for row in found], _unsettled(found))}"
+        for rule, found in by_rule.items()
     ]
-    twins = sum(row.twin is not None for rule, found in others.items() if rule != "fvu"
-                for row in found)  # fmt: skip
     text = f"Per dimension, trained models: {listed(said)}."
-    return text + (
-        "" if twins else " The untrained twins were counted at the first of these alone."
-    )
+    trained = [{_trained_on(row) for row in found} for found in by_rule.values()]
+    if any(one != trained[0] for one in trained):
+        text += " The rules were not trained on as many tokens, so k and training differ at once."
+    with_twins = [rule for rule, found in by_rule.items() if any(row.twin for row in found)]
+    if with_twins == ["fvu"]:
+        text += " Untrained twins were counted with the first rule alone."
+    return text
+
+
+def _unsettled(rows: Sequence[PackingRow]) -> str:
+    n = sum(row.converged is not True for row in rows)
+    if not n:
+        return ""
+    return f"{'none' if n == len(rows) else f'{n} of {len(rows)} not'} converged"
+
+
+def _trained_on(row: PackingRow) -> float | None:
+    """Tokens that its SAEs were trained on."""
+    if row.tokens_per_latent is None or row.d_sae is None:
+        return None
+    return row.tokens_per_latent * row.d_sae
 
 
 def _other_architecture(summary: Summary) -> str:
@@ -163,7 +247,7 @@ def _other_architecture(summary: Summary) -> str:
 
 _RULES = {
     "fvu": "the k of the stated FVU",
-    "constant": "one k at every width",
+    "constant": "the same k at every width",
     "proportional": "k an eighth of the width",
 }
 
@@ -172,6 +256,8 @@ def _training(summary: Summary) -> str:
     rows = [row for row in summary.primary_rows if row.per_dim.value is not None]
     if not rows:
         return "Not answered: there is no count."
+    if all(row.converged is None for row in rows):
+        return "Not answered: this run did not train any of them half as long to compare."
     steady = [row for row in rows if row.converged is True]
     per_latent = [row.tokens_per_latent for row in rows if row.tokens_per_latent]
     text = (
@@ -275,9 +361,11 @@ def _twins(rows: Sequence[PackingRow]) -> list[Control]:
     return [row.twin for row in rows if row.twin is not None and row.twin_known]
 
 
-def _at_k(ks: Sequence[float | None]) -> str:
+def _at_k(ks: Sequence[float | None], note: str = "") -> str:
     known = [k for k in ks if k is not None]
-    return f" (k {span(known, whole)})" if known else ""
+    said = [f"k {span(known, whole)}"] if known else []
+    said += [note] if note else []
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _places(values: Sequence[float]) -> str:

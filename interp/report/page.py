@@ -152,11 +152,12 @@ def _scaling_lines(summary: Summary) -> list[str]:
     if not scaling.drawn:
         why = f": {scaling.reason}" if scaling.reason else ""
         return [f"No curve was fitted to the loss{why}."]
+    unit = f"; L in {summary.models[0].loss_unit}" if summary.models else ""
     lines = [
         f"L = A / m^alpha + B, m the width, over "
         f"{plural(scaling.n_models or len(summary.models), 'model')}: "
         f"alpha = {in_prose(scaling.alpha)}, A = {in_prose(scaling.A, 3)}, "
-        f"B = {in_prose(scaling.B, 3)}."
+        f"B = {in_prose(scaling.B, 3)}{unit}."
     ]
     if scaling.identified is False:
         why = f" ({scaling.reason})" if scaling.reason else ""

@@ -8,7 +8,7 @@ from interp.report import marks
 from interp.report.marks import Figure, Row
 from interp.report.records import PackingRow
 from interp.report.theme import KINDS
-from interp.report.wording import significant, with_interval
+from interp.report.wording import hollow, significant, with_interval
 
 HEIGHT = 340
 
@@ -77,7 +77,9 @@ def _profile(
     return Figure(
         name=name,
         title=f"{noun.capitalize()} per dimension {of_what}",
-        subtitle="one line per model, ending in its width; hollow: not converged",
+        subtitle="; ".join(
+            ["one line per model, ending in its width", *hollow([row for _, row in placed])]
+        ),
         alt=f"{noun.capitalize()} per dimension {of_what}, one line per model. "
         + "; ".join(
             f"width {point['label']}: {point['reading']} at {significant(point['x'])}"

@@ -22,11 +22,13 @@ from interp.report.records import (
     Mixed,
     ModelRecord,
     PackingRow,
+    Removed,
     Scaling,
     Summary,
 )
 
 TWIN = "random_init"
+PER_TOKEN = "loss_nats_per_token"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ def read_run(run_dir: Path) -> RunRecords:
 
 def read_summary(data: Mapping[str, Any]) -> Summary:
     """`summary.json` as a dict -> `Summary`."""
-    models = tuple(_model(record) for record in data.get("models") or ())
+    # Models of several tokenizers are compared per byte, in all that the study says of them.
+    loss = str((data.get("scaling") or {}).get("loss") or PER_TOKEN)
+    models = tuple(_model(record, loss) for record in data.get("models") or ())
     by_name = {model.name: model for model in models}
     return Summary(
         preset=str(data.get("preset") or ""),
@@ -84,8 +88,8 @@ def read_summary(data: Mapping[str, Any]) -> Summary:
     )
 
 
-def _model(record: Mapping[str, Any]) -> ModelRecord:
-    low, high = (*(record.get("loss_ci_nats_per_token") or ()), None, None)[:2]
+def _model(record: Mapping[str, Any], loss: str = PER_TOKEN) -> ModelRecord:
+    low, high = (*(record.get(loss.replace("loss_", "loss_ci_")) or ()), None, None)[:2]
     lever = record.get("lever")
     return ModelRecord(
         name=str(record.get("name")),
@@ -95,9 +99,10 @@ def _model(record: Mapping[str, Any]) -> ModelRecord:
         n_layers=whole_number(record.get("n_layers")),
         n_params=whole_number(record.get("n_params")),
         train_tokens=whole_number(record.get("train_tokens")),
-        loss=Interval(number(record.get("loss_nats_per_token")), number(low), number(high)),
-        loss_nats_per_byte=number(record.get("loss_nats_per_byte")),
+        loss=Interval(number(record.get(loss)), number(low), number(high)),
+        loss_unit=loss.removeprefix("loss_").replace("_", " "),
         lever=Lever(str(lever.get("name")), number(lever.get("value"))) if lever else None,
+        base="lever_base" in record,
     )
 
 
@@ -147,7 +152,27 @@ def _packing(record: Mapping[str, Any], models: Mapping[str, ModelRecord]) -> Pa
         primary_layer=record.get("primary_layer"),
         token_identity=read_token_identity(record),
         strictness=read_strictness(record, model.d_model),
+        counts=_counts(record, bool(censored)),
+        loss_recovered=number(record.get("ce_loss_recovered")),
+        removed=_removed(record),
     )
+
+
+def _counts(record: Mapping[str, Any], censored: bool) -> bool:
+    """As the study decided; by its own rule where an older summary does not say."""
+    if "usable" in record:
+        return bool(record["usable"])
+    return (
+        number(record.get("value")) is not None
+        and record.get("converged") is True
+        and record.get("fvu_matched") is not False
+        and (record.get("identified") is not False or censored)
+    )
+
+
+def _removed(record: Mapping[str, Any]) -> Removed | None:
+    token, position = (number(record.get(f"variance_share_{of}")) for of in ("token", "position"))
+    return None if token is None or position is None else Removed(token, position)
 
 
 def _control(record: Mapping[str, Any], d_model: int | None) -> Control:
@@ -166,6 +191,7 @@ def _control(record: Mapping[str, Any], d_model: int | None) -> Control:
         k=number(record.get("k")),
         token_identity=read_token_identity(record),
         strictness=read_strictness(record, d_model),
+        removed=_removed(record),
     )
 
 

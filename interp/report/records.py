@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 ARM = "constant_width"
+FULL = 0.85
+"""Share of a dictionary: counts are censored from .9 on, and then lose what chance gives."""
 NO_CHANGE_PER_DIM = 0.05
 """Features per dimension that a count may change by and count as steady."""
 
@@ -39,7 +41,10 @@ class Lever:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """One model of the run; losses in nats, their intervals over documents."""
+    """One model of the run; losses in nats, their intervals over documents.
+
+    `loss` is per `loss_unit`: models of several tokenizers compare per byte of text only.
+    """
 
     name: str
     family: str
@@ -49,8 +54,11 @@ class ModelRecord:
     n_params: int | None
     train_tokens: int | None
     loss: Interval
-    loss_nats_per_byte: float | None
+    loss_unit: str
+    """"nats per token", or "nats per byte" in every model of a run with several tokenizers."""
     lever: Lever | None = None
+    base: bool = False
+    """The recipe that the arm varies."""
 
     @property
     def in_arm(self) -> bool:
@@ -62,7 +70,10 @@ class ModelRecord:
         """Its width, or in the arm what `ladder/d064-` is followed by: `rows-1`."""
         if not self.in_arm:
             return str(self.d_model or "?")
-        return self.name.rpartition("/")[2].partition("-")[2] or "base"
+        if self.base:
+            return "base"
+        name = self.name.rpartition("/")[2]
+        return name.partition("-")[2] or name
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,14 @@ class Strictness:
 
 
 @dataclass(frozen=True)
+class Removed:
+    """Shares of the stream's variance that its token and position means hold."""
+
+    token: float
+    position: float
+
+
+@dataclass(frozen=True)
 class Control:
     """The same measurement on a control; `per_dim` counts per dimension of the model."""
 
@@ -115,6 +134,7 @@ class Control:
     k: float | None = None
     token_identity: TokenIdentity | None = None
     strictness: tuple[Strictness, ...] = ()
+    removed: Removed | None = None
 
     @property
     def rising(self) -> bool:
@@ -173,16 +193,29 @@ class PackingRow:
     """None in runs that did not look."""
     strictness: tuple[Strictness, ...] = ()
     """Of the primary counts, by test and threshold; empty elsewhere."""
+    counts: bool = False
+    """Converged at the stated FVU, and identified or an honest bound: it enters fits and tests."""
+    loss_recovered: float | None = None
+    """Of the loss that removing the stream costs; its SAEs' reconstruction put back."""
+    removed: Removed | None = None
+    """None where the count is of the stream as it is."""
 
     @property
-    def counts(self) -> bool:
-        """Converged at the stated FVU, and identified or an honest bound: it may enter fits."""
-        return (
-            self.per_dim.value is not None
-            and self.converged is True
-            and self.fvu_matched is not False
-            and (self.identified is not False or self.censored)
-        )
+    def doubt(self) -> str | None:
+        """Why it enters no fit, in a word or two; None where it does."""
+        if self.counts:
+            return None
+        if self.per_dim.value is None:
+            return "no count"
+        if self.converged is not True:
+            return "not converged" if self.converged is False else "convergence not tested"
+        return "FVU off target" if self.fvu_matched is not True else "no interval"
+
+    @property
+    def full(self) -> bool:
+        """Nearly every latent of its dictionaries is counted: they leave no room for more."""
+        known = self.count.value is not None and self.d_sae is not None
+        return self.censored and known and (self.count.value or 0) > FULL * (self.d_sae or 0)
 
     @property
     def lower_bound(self) -> bool:
@@ -208,7 +241,7 @@ class Exponent:
 
 @dataclass(frozen=True)
 class Scaling:
-    """L = A / d_model^alpha + B, in nats per token."""
+    """L = A / d_model^alpha + B, in the models' `loss_unit`."""
 
     A: Interval = Interval()
     alpha: Interval = Interval()

@@ -32,7 +32,7 @@ def count_against_strictness(summary: Summary) -> Figure | None:
         name="count_against_strictness",
         title=f"{noun.capitalize()} per dimension against the thresholds of a match",
         subtitle="one line per model, ending in its width; diamonds: untrained twins; large: as "
-        "the headline matches; hollow: not converged",
+        "the headline matches; hollow: not settled",
         alt=f"{noun.capitalize()} per dimension by the thresholds that two latents have to pass. "
         + "; ".join(_said(point) for point in points)
         + ".",

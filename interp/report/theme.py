@@ -3,7 +3,7 @@
 Specifications name no colour. They ask for a role (a position in a range, a mark style), and the
 configuration answers, so that the page can follow the reader's preference and the files for print
 are always light. Colours are Okabe and Ito's, told apart under the common colour-blindnesses; and
-no distinction rests on colour: trained is a circle, twin a diamond, unconverged is hollow.
+no distinction rests on colour: trained is a circle, twin a diamond, what enters no fit is hollow.
 """
 
 from typing import Any
@@ -13,9 +13,9 @@ FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
 # The kinds of point, in legend order; scales give each its stroke, fill and shape by position.
 KINDS = (
     "trained",
-    "trained, not converged",
+    "trained, enters no fit",
     "untrained twin",
-    "untrained twin, not converged",
+    "untrained twin, not settled",
 )
 SHAPES = ("circle", "circle", "diamond", "diamond")
 

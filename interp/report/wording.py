@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from interp.report.records import Interval
+from interp.report.records import Interval, PackingRow
 
 ABSENT = "–"
 SUBLAYERS = {"hook_attn_out": "what attention adds", "hook_mlp_out": "what the MLP adds"}
@@ -117,6 +117,18 @@ def listed(items: Sequence[object]) -> str:
 def known_values(estimates: Iterable[Interval]) -> list[float]:
     """The values that are known."""
     return [estimate.value for estimate in estimates if estimate.value is not None]
+
+
+def doubts(rows: Iterable[PackingRow]) -> str:
+    """Why rows enter no fit: `not converged or FVU off target`; empty where all of them do."""
+    found = sorted({row.doubt for row in rows if row.doubt is not None}, reverse=True)
+    return " or ".join(found)
+
+
+def hollow(rows: Sequence[PackingRow]) -> list[str]:
+    """The part of a figure's key that says what is hollow; none where nothing is."""
+    why = doubts(rows)
+    return [f"hollow: {why}, enters no fit"] if why else []
 
 
 def plural(n: int, noun: str) -> str:

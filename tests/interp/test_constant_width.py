@@ -124,6 +124,28 @@ def test_an_unusable_count_enters_nothing_but_its_loss_does() -> None:
     assert arm["mediation"]["n_models"] == 17
 
 
+def test_models_from_elsewhere_are_no_replicates() -> None:
+    """Of the same width, and named by hand: not one recipe with the base or with each other."""
+    known = arm_run.facts(arm_run.nothing)
+    strangers = [f for f in known if (f["lever"] or {}).get("name") == "projects"][:2]
+    for one in strangers:
+        one |= {"lever": None, "loss_nats_per_token": 9.0, "train_tokens": 5}
+    rows = tidy(pd.DataFrame(arm_run.rows(known, arm_run.nothing)), known)
+    config = StudyConfig(
+        arm="constant_width", models=tuple(arm_run.names()), d_sae_per_d_model=(8,)
+    )
+    arm = summarise(rows, known, config)["arm"]
+    before = arm_run.summary(arm_run.nothing, arm_run.nothing)["arm"]
+    assert arm["n_usable"] == before["n_usable"]
+    assert arm["seeds"]["n_packing"] == before["seeds"]["n_packing"] == 3
+    assert arm["seeds"]["loss_sd"] < 0.1
+    assert {r["lever"] for r in arm["dose_response"]}.isdisjoint({"other", "base"})
+    tokens = [r for r in arm["dose_response"] if r["lever"] == "tokens"]
+    assert all(abs(r["slope"] or 0) < 1 for r in tokens)
+    assert {one["name"] for one in strangers} <= set(arm["leave_one_out"]["without_block"])
+    assert arm["mediation"]["n_models"] == arm["n_usable"] - 2
+
+
 def test_nothing_converged_leaves_reasons_everywhere() -> None:
     found = arm_run.summary(
         arm_run.nothing, arm_run.nothing, converged=dict.fromkeys(arm_run.names(), 0.0)
@@ -154,7 +176,7 @@ def test_widths_are_not_mixed() -> None:
 
 def test_without_base_values_the_levers_stand_on_their_own() -> None:
     known = arm_run.facts(arm_run.loss_follows)
-    del known[0]["lever_base"]
+    known[0]["lever_base"] = {}
     rows = tidy(pd.DataFrame(arm_run.rows(known, arm_run.decay_packs)), known)
     config = StudyConfig(
         arm="constant_width", models=tuple(arm_run.names()), d_sae_per_d_model=(8,)

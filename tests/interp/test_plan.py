@@ -131,10 +131,12 @@ def test_a_study_without_room_is_refused_with_what_would_fit(
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage)
     require_room([Cost("a", 0, 400, 0, 100)], tmp_path, n_seeds=5)
-    with pytest.raises(UserError, match=r"needs 1,000 bytes.* room for 500; --seeds 2 would fit"):
-        require_room([Cost("a", 0, 800, 0, 100), Cost("b", 0, 0, 0, 200)], tmp_path, n_seeds=5)
+    costs = [Cost("a", 0, 800, 0, 100), Cost("b", 0, 0, 0, 200)]
+    with pytest.raises(UserError, match=r"needs 1,000 bytes.* room for 500; --seeds 3 would fit"):
+        require_room(costs, tmp_path, n_seeds=7)
+    # Two seeds would fit, and give no interval.
     with pytest.raises(UserError, match="use fewer models"):
-        require_room([Cost("a", 0, 5_000, 0)], tmp_path, n_seeds=5)
+        require_room(costs, tmp_path, n_seeds=5)
 
 
 def test_budgets_are_kept_and_what_would_fit_is_said(config: StudyConfig, tmp_path: Path) -> None:

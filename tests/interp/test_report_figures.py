@@ -120,10 +120,10 @@ def test_unconverged_is_hollow_and_censored_has_an_arrow_for_an_upper_end(
 ) -> None:
     figure = figures["packing_against_loss"]
     kinds = {point["label"]: point["kind"] for point in symbols(figure) if "arrow" in point}
-    assert kinds["192"] == "trained, not converged"
+    assert kinds["192"] == "trained, enters no fit"
     assert {kinds[label] for label in kinds if label != "192"} == {"trained"}
     twins = {p["label"]: p["kind"] for p in symbols(figure) if "arrow" not in p}
-    assert twins["64"] == "untrained twin, not converged"
+    assert twins["64"] == "untrained twin, not settled"
     (arrow,) = [one for one in layers(figure, "point") if "fill" not in one["encoding"]]
     assert [point["label"] for point in values(figure, arrow)] == ["256"]
     (censored,) = values(figure, arrow)
@@ -177,8 +177,31 @@ def test_the_alternative_text_tells_every_point(figures: dict[str, marks.Figure]
     assert "width 32: 1.83 [1.70, 1.94] at 2.94 nats per token, untrained twin 0.118" in text
     assert "width 192" in text
     assert "not converged" in text
-    assert "censored at D" in text
+    assert ", a lower bound" in text
     assert all(figure.alt.endswith(".") for figure in figures.values())
+
+
+def test_a_full_dictionary_is_drawn_as_a_ceiling(figures: dict[str, marks.Figure]) -> None:
+    """Where it holds counts down, and not above counts that leave it room."""
+    name = "packing_against_loss"
+    assert not [
+        one for one in layers(figures[name], "text") if "dictionary" in said(figures[name], one)
+    ]
+    data = report_run.summary()
+    for record in data["packing"]:
+        full = 0.97 * record["d_sae"]
+        record |= {"value": full, "per_dim": 0.97 * 8, "ci_low": 0.9 * full, "ci_high": None}
+        record |= {"censored": True, "identified": False, "fvu_matched": True, "converged": True}
+    figure = all_figures(read_summary(data))[name]
+    assert any(
+        "size of the dictionary: 8 per dim" in said(figure, t) for t in layers(figure, "text")
+    )
+    levels = [values(figure, one) for one in layers(figure, "rule")]
+    assert [{"y": 8.0, "note": "size of the dictionary: 8 per dimension"}] in levels
+
+
+def said(figure: marks.Figure, layer: dict[str, Any]) -> str:
+    return " ".join(str(row.get("note", "")) for row in values(figure, layer))
 
 
 def test_the_loss_curve_is_the_fitted_formula(figures: dict[str, marks.Figure]) -> None:

@@ -13,6 +13,8 @@ from interp.report import headline
 from interp.report.answering import answer, reading_of
 from interp.report.caveats import SAID_HERE, caveats, remaining_warnings
 from interp.report.contrast import Verdict, contrast
+from interp.report.figures import all_figures
+from interp.report.objections import objections
 from interp.report.reading import read_summary
 from interp.report.records import Exponent, Interval
 
@@ -143,6 +145,58 @@ def test_a_censored_count_leaves_the_difference_open_above() -> None:
     assert "(limited by the dictionary)" in first(data)
 
 
+def test_counts_that_fill_their_dictionaries_are_said_to() -> None:
+    data = with_twins(lambda width: 0.1)
+    for record in data["packing"]:
+        full = 0.97 * record["d_sae"]
+        record |= {"value": full, "per_dim": 7.76, "ci_low": 0.9 * full, "ci_high": None,
+                   "censored": True, "identified": False}  # fmt: skip
+    text = first(data)
+    assert (
+        "at least 7.8 contextual features per dimension, about all that their dictionaries " in text
+    )
+    assert "have room for (8 per dimension); their untrained twins pack 0.1" in text
+    assert any(t.startswith("No rank correlation") for t in caveats(read_summary(data)))
+
+
+def test_what_was_not_tested_is_not_called_unconverged() -> None:
+    data = report_run.summary()
+    for record in data["packing"]:
+        record |= {"converged": None}
+    assert "may be used (convergence not tested)" in first(data)
+    found = caveats(read_summary(data))
+    assert any(t.startswith("Not tested: whether 8 of 8 primary counts") for t in found)
+    assert not any(t.startswith("Unconverged") for t in found)
+    replies = dict(objections(read_summary(data)))
+    assert replies["The dictionaries were not trained long enough."].startswith("Not answered")
+
+
+def test_a_twin_beside_a_count_that_may_not_be_used_was_measured() -> None:
+    data = report_run.summary()
+    for record in data["packing"]:
+        if record["controls"]:
+            record |= {"converged": False, "identified": False, "reason": "undertrained"}
+    text = first(data)
+    assert "untrained twins were measured at widths 32, 64, 128 and 256 alone" in text
+    assert "no untrained twin was measured" not in text
+
+
+def test_losses_per_byte_are_told_per_byte() -> None:
+    """Models of several tokenizers: the study says which loss it compares."""
+    data = report_run.summary()
+    for model in data["models"]:
+        model["loss_ci_nats_per_byte"] = [x / 3.1 for x in model["loss_ci_nats_per_token"]]
+    per_token = read_summary(data).models[0].loss
+    data["scaling"]["loss"] = "loss_nats_per_byte"
+    model = read_summary(data).models[0]
+    assert model.loss.value == pytest.approx(per_token.value / 3.1)
+    assert model.loss.low == pytest.approx(per_token.low / 3.1)
+    said = " ".join((*answer(read_summary(data)).more, *(
+        figure.alt for figure in all_figures(read_summary(data)).values())))  # fmt: skip
+    assert "nats per byte at width 32" in said
+    assert "nats per token" not in said
+
+
 def test_two_full_dictionaries_tell_nothing_apart() -> None:
     """A twin that fills its dictionary above the model's count packs no more for it."""
     data = with_twins(lambda width: 1.1)
@@ -264,8 +318,8 @@ def test_nothing_converged_is_not_identified() -> None:
     for record in data["packing"]:
         record |= {"converged": False, "identified": False, "reason": "undertrained"}
     assert first(data) == (
-        "Not identified: none of the 8 counts of contextual features passed the convergence rule "
-        "(undertrained), so this run does not say how many a layer packs."
+        "Not identified: none of the 8 counts of contextual features may be used (not converged), "
+        "so this run does not say how many a layer packs."
     )
 
 
@@ -384,8 +438,8 @@ def test_caveats_name_the_widths_they_hold_for() -> None:
     assert "(width 256)" in by_word["Censored"]
     assert "all 8 primary counts" in by_word["Uncalibrated"]
     assert "4 of 8 models (widths 32, 64, 128 and 256)" in by_word["Twins"]
-    # Seven models count: enough that the smallest possible p is not what limits them.
-    assert "Few" not in by_word
+    # Of the seven that count one is a bound, which has no rank.
+    assert "with 6 the smallest" in by_word["Few"]
     assert not any("Preview" in text for text in found)
 
 

@@ -59,6 +59,24 @@ def test_reconstruction_is_answered_with_fvu_and_k(run: Data) -> None:
     assert "4 twins did not reach it" in reply
 
 
+def test_what_was_taken_out_and_what_the_rest_is_worth(run: Data) -> None:
+    whole = about(run, "small part")
+    assert whole.startswith("On the whole stream trained models count 3.5 to 5.4 and twins 4.0 to ")
+    assert "above zero for 0 of 4 pairs" in whole
+    assert about(run, "does not use").startswith("Not answered")
+    for record in run["packing"]:
+        record |= {"ce_loss_recovered": 0.875}
+        if record["about"] == "contextual":
+            for one in (record, *record["controls"]):
+                of = 0.66 if one is record else 0.42
+                one |= {"variance_share_token": of, "variance_share_position": 0.01}
+    assert about(run, "small part").startswith(
+        "The means of tokens and positions, which are taken out, hold 66% and 1% of the variance "
+        "in the models; 42% and 1% of the variance in the twins. On the whole stream"
+    )
+    assert "recover 88% of the loss" in about(run, "does not use")
+
+
 def test_other_rules_for_k(run: Data) -> None:
     assert about(run, "another k") == "Not answered: one rule for k was run."
     primary = [r for r in run["packing"] if r["layer"] == 1 and r["about"] == "contextual"]
@@ -66,8 +84,21 @@ def test_other_rules_for_k(run: Data) -> None:
         r | {"k_rule": "constant", "k": 4, "per_dim": 1.25, "controls": []} for r in primary
     ]
     reply = about(run, "another k")
-    assert "1.2 with one k at every width (k 4)" in reply
-    assert "at the first of these alone" in reply
+    assert "1.2 with the same k at every width (k 4; 1 of 8 not converged)" in reply
+    assert reply.index("stated FVU") < reply.index("every width")
+    assert reply.endswith("Untrained twins were counted with the first rule alone.")
+    assert "differ at once" not in reply
+    # As a summary has them: in the order of the rules' names, and with fewer tokens.
+    run["sensitivity"] = [
+        r | {"tokens_per_latent": r["tokens_per_latent"] / (4 if r["k_rule"] == "constant" else 1)}
+        for r in run["sensitivity"][::-1]
+    ]
+    again = about(run, "another k")
+    assert again.index("stated FVU") < again.index("every width")
+    assert "so k and training differ at once" in again
+    for record in run["sensitivity"]:
+        record["controls"] = []
+    assert "twins" not in about(run, "another k")
 
 
 def test_training_is_answered_with_what_moved(run: Data) -> None:

@@ -246,7 +246,7 @@ def test_hostile_strings_stay_text(light_page: Callable[[dict[str, Any]], str]) 
     assert "{{ 7 * 7 }}" in attacked.text
     (specs,) = [json.loads(text) for attrs, text in attacked.scripts if attrs.get("id") == "specs"]
     datasets = specs["packing_against_loss"]["datasets"].values()
-    assert HOSTILE in {row["model"] for rows in datasets for row in rows}
+    assert HOSTILE in {row.get("model") for rows in datasets for row in rows}
 
 
 def test_the_escape_test_would_see_an_escape(

@@ -10,6 +10,7 @@ import pytest
 
 from interp.config import PRESETS, StudyConfig
 from interp.report import headline
+from interp.report.reading import read_summary
 from interp.summary import COLUMNS, summarise, tidy
 
 WIDTHS = (32, 48, 64, 96, 128, 192)
@@ -98,6 +99,29 @@ def test_an_unconverged_row_enters_nothing_and_is_named() -> None:
     assert any("undertrained" in w and NAMES[0] in w for w in wrong["warnings"])
 
 
+def test_a_count_without_an_interval_enters_nothing() -> None:
+    """As from two seeds: the report draws by the same word that the fits go by."""
+    planted = rows(1.0)
+    for row in planted:
+        if row["quantity"] == "reproducible" and row["model"] == NAMES[0]:
+            row |= {"ci_low": None, "ci_high": None, "note": "no interval from two seeds"}
+    found = summary(planted)
+    assert found["exponent"]["n_models"] == found["correlation"][0]["n_models"] == 5
+    counts = [r for r in found["packing"] if r["estimator"] == "reproducible"]
+    assert [r["usable"] for r in counts] == [False, True, True, True, True, True]
+    drawn = read_summary(found).primary_rows
+    assert [r.counts for r in drawn] == [r["usable"] for r in counts]
+    assert drawn[0].doubt == "no interval"
+    headline(found)
+
+
+def test_bounds_are_counted_for_what_takes_them() -> None:
+    flags = dict.fromkeys(NAMES[:3], 1.0)
+    found = summary(rows(1.0, censored=flags))
+    assert found["correlation"][0]["n_models"] == 3
+    assert any("6 enter the exponent, 3 the correlation" in w for w in found["warnings"])
+
+
 def test_a_censored_row_is_a_bound() -> None:
     """Counts stuck at D in two models: as values they would pull beta down."""
     stuck = dict.fromkeys(NAMES[-2:], 100.0)
@@ -155,13 +179,22 @@ def test_what_was_behind_a_count_stands_beside_it() -> None:
         first = next(r for r in rows(control=control) if r["quantity"] == "reproducible")
         return [first | {"role": "half", "value": value, "ci_low": None, "ci_high": None}]
 
+    def more(quantity: str, value: float, **where: Any) -> list[dict[str, Any]]:
+        return [next(iter(rows())) | {"quantity": quantity, "value": value} | where]
+
     planted = rows(1.0) + rows(0.5, control="random_init") + half("trained", 50.0)
+    planted += more("ce_loss_recovered", 0.9, seed=0)
+    # Of the stream, and so of no SAE's role.
+    planted += more("variance_share_token", 0.6, role=None)
+    planted += more("variance_share_position", 0.01, role=None)
     record = next(
         r
         for r in summary(planted + half("random_init", 3.0))["packing"]
         if r["estimator"] == "reproducible"
     )
     assert record["value_half"] == 50.0
+    assert record["ce_loss_recovered"] == 0.9
+    assert (record["variance_share_token"], record["variance_share_position"]) == (0.6, 0.01)
     [twin] = record["controls"]
     assert (twin["value_half"], twin["k"], twin["d_sae"]) == (3.0, 8, 8 * 32)
     assert twin["tokens_per_latent"] == 12_000
@@ -431,6 +464,6 @@ def test_a_preview_says_so_first_and_few_models_are_counted() -> None:
     found = summary(rows(), preview=True)
     assert found["warnings"][0].startswith("preview")
     few = summary(rows(converged=dict.fromkeys(NAMES[:3], 0.0)))
-    assert any("too few models: 3" in w for w in few["warnings"])
+    assert any("too few models: 3 enter the exponent, 3 the" in w for w in few["warnings"])
     assert few["exponent"]["beta"] is None
     assert few["exponent"]["reason"]
