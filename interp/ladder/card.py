@@ -44,7 +44,8 @@ by this project's own recipe so that a study of packing and loss runs on any mac
 ## Losses
 
 Nats per token. "Held-out projects" is what training was judged by; `deps` and `stdlib` are the
-evaluation texts of the studies (held-out documents).
+evaluation texts of the studies: their first 262,144 held-out tokens. A study may take more of them
+(`full` takes 1,048,576, on which the losses are higher); compare losses at equal tokens only.
 
 | model | parameters | held-out projects | deps | stdlib | loss spikes |
 |---|---|---|---|---|---|

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from interp import ladder
+from interp.cli_parts import LOSS_TOKENS
 from interp.errors import UserError
 from interp.ladder import corpus
 from interp.ladder.bracket import best_run, open_sides
@@ -69,6 +71,18 @@ def test_a_shipped_model_has_the_loss_its_card_says(name: str) -> None:
     assert math.isfinite(small.nats_per_token)
     assert abs(small.nats_per_token - record["deps_first_blocks_nats_per_token"]) < 2e-3
     assert f"{record['deps_nats_per_token']:.4f}" in CARD_FILE.read_text()
+
+
+def test_the_cards_losses_are_of_the_text_that_studies_measure() -> None:
+    """A row from before the text changed would bend every fit to the ladder."""
+    root = Path(__file__).parents[2]
+    quick = json.loads((root / "results" / "quick" / "summary.json").read_text())["models"]
+    config = yaml.safe_load((root / "results" / "quick" / "config.resolved.yaml").read_text())
+    assert (config["text"], config["loss_tokens"]) == ("deps", LOSS_TOKENS)
+    assert len(quick) >= 5
+    for model in quick:
+        of_card = ladder.record(model["name"])["deps_nats_per_token"]
+        assert of_card == pytest.approx(model["loss_nats_per_token"], abs=1e-5), model["name"]
 
 
 def test_every_shipped_model_passed_its_gate() -> None:
