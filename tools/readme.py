@@ -44,16 +44,40 @@ def figure(summary: dict[str, Any] | None = None) -> str:
         if not (folder / "summary.json").exists():
             return "*(no committed run yet)*"
         summary = json.loads((folder / "summary.json").read_text())
-    from interp.report.wording import duration
+    from interp.report.answering import in_short
+    from interp.report.reading import read_summary
 
-    took = duration(float(summary["wall_time_seconds"]))
+    said = [summary["headline"], *in_short(read_summary(summary))[1:]]
+    if not (ROOT / "results" / "referee" / "summary.json").exists():
+        said[-1] += " The study that can tell, of models of one width, is not committed yet."
     return (
         "![Features per dimension against loss]"
         f"(results/{RUN}/figures/packing_against_loss.png)\n\n"
-        f"> {summary['headline']}\n\n"
-        f"{_made_by(summary, RUN)}, {took} on two cores; "
-        f"config and numbers in [`results/{RUN}/`](results/{RUN}/)."
+        + "\n>\n".join(f"> {text}" for text in said)
+        + f"\n\n{_made_by(summary, RUN)}; config and numbers in "
+        f"[`results/{RUN}/`](results/{RUN}/)."
     )
+
+
+def costs() -> str:
+    """Time and memory of the committed studies."""
+    from interp.report.wording import duration, listed, size
+
+    lines = ["| study | models counted | time | memory |", "|---|---|---|---|"]
+    for name in ("quick", RUN):
+        folder = ROOT / "results" / name
+        if not (folder / "summary.json").exists():
+            continue
+        summary, manifest = (
+            json.loads((folder / f"{file}.json").read_text()) for file in ("summary", "manifest")
+        )
+        counted = {row["model"] for row in summary["packing"]}
+        widths = sorted(m["d_model"] for m in summary["models"] if m["name"] in counted)
+        took = duration(float(summary["wall_time_seconds"]))
+        peak = size(float(manifest["peak_memory_bytes"]))
+        told = "`make study`, a preview" if name == "quick" else f"`interp study {name}`"
+        lines.append(f"| {told} | width {listed(widths)} | {took} | {peak} |")
+    return "\n".join(lines)
 
 
 def _made_by(summary: dict[str, Any], name: str) -> str:
@@ -103,6 +127,7 @@ def speed() -> str:
     return "\n\n".join(parts) or "*(no committed run yet)*"
 
 
+CAPTURE_TARGET = 1.05
 _CLOCKS = {"cpu": "CPU", "wall": "wall"}
 
 
@@ -129,20 +154,46 @@ def _speed_table(table: dict[str, Any], folder: str) -> str:
     return (
         "\n".join(lines) + f"\n\n`{table['command']}`, {cores} of {table['cpu']}, "
         f"{_CLOCKS[table['clock']]} time, peers in float32{best}. {table['note']} {told}: "
-        f"[`{folder}/table.md`]({folder}/table.md)."
+        f"[`{folder}/table.md`]({folder}/table.md).\n\n" + _what_speed_leaves_out(table, clock)
     ).replace(".  ", ". ")
 
 
+def _what_speed_leaves_out(table: dict[str, Any], clock: str) -> str:
+    """Equal steps are not equal quality, and one peer has a bfloat16 of its own."""
+    single = [r for r in table["shapes"] if not r["label"].startswith("4 x")]
+    names = ("superscope", "sae-lens", "dictionary_learning", "sparsify")
+    fvus = [
+        f"{'ours' if name == 'superscope' else name} "
+        + ", ".join(f"{r['contenders'][name]['fvu']:.2f}" for r in single)
+        for name in names
+        if all(name in r["contenders"] for r in single)
+    ]
+    both = [
+        [r["contenders"][f"{name} bf16"][clock] for name in ("sae-lens", "superscope")]
+        for r in single
+        if "sae-lens bf16" in r["contenders"]
+    ]
+    ratios = [f"{theirs / mine:.1f}x" for theirs, mine in both]
+    steps = single[0]["contenders"]["superscope"]["n_steps"]
+    return (
+        f"Equal steps are not equal quality: after these {steps} steps FVU is, by shape, "
+        f"{'; '.join(fvus)}. Against sae-lens's own bfloat16, bfloat16 is {', '.join(ratios)}."
+    )
+
+
 def _equal_training(table: dict[str, Any]) -> str:
-    """Our FVU and dead latents against sae-lens's after equal steps, in one sentence each."""
+    """FVU and dead latents of every trainer after equal steps, in one sentence each."""
     said = []
     for result in table["equal_training"]:
-        ours, theirs = (result["contenders"][name] for name in ("superscope", "sae-lens"))
-        said.append(
-            f"after {result['n_steps']} steps FVU {ours['fvu']:.4f} against sae-lens's "
-            f"{theirs['fvu']:.4f}, latents that never fire {ours['dead_fraction']:.2%} against "
-            f"{theirs['dead_fraction']:.2%}"
+        found = {k: v for k, v in result["contenders"].items() if not k.endswith("bf16")}
+        fvus, dead = (
+            ", ".join(
+                f"{'ours' if name == 'superscope' else name} {show(one)}"
+                for name, one in sorted(found.items(), key=lambda item: item[1]["fvu"])
+            )
+            for show in (lambda one: f"{one['fvu']:.4f}", lambda one: f"{one['dead_fraction']:.2%}")
         )
+        said.append(f"after {result['n_steps']} steps FVU {fvus}, latents that never fire {dead}")
     first = table["equal_training"][0]
     return (
         f"Equal training, {first['label']}, mean of {first['n_seeds']} seeds: {'; '.join(said)} "
@@ -214,22 +265,28 @@ def capture() -> str:
         "| CacheActivationsRunner | memory at 16x / 1x the tokens |",
         "|---|---|---|---|---|---|---|",
     ]
+    missed = []
     for name, found in pieces.items():
         cells = [name]
         for piece, pairs in ratios.items():
             for mine, theirs in pairs:
                 value = table.ratio(found[piece], mine, theirs) if piece in found else None
+                if piece == "core" and value is not None and value > CAPTURE_TARGET:
+                    missed.append(f"{name} ({mine})")
                 digits = "-" if value is None else f"{value:.{2 if piece == 'core' else 1}f}"
                 cells.append(digits + "x" * (piece != "core" and value is not None))
         peaks = found["memory"]["peak_bytes"]["ram"] if "memory" in found else None
         cells.append("-" if peaks is None else f"{peaks[-1] / peaks[0]:.2f}")
         lines.append(f"| {' | '.join(cells)} |")
+    told = f", missed by {' and '.join(missed)}" if missed else ""
     return "\n".join(lines) + (
         "\n\nR_core: capture of every layer over the bare forward pass of the backbone; R_loss: "
-        "with the loss, over the full forward pass with its loss; targets 1.05. Then how many "
-        "times longer others take: `run_with_cache` of the same points against capture into RAM, "
-        "one CacheActivationsRunner for each layer against capture to disk. Commands, raw "
-        "figures, disk and memory: [`results/capture/table.md`](results/capture/table.md)."
+        "with the loss, over the full forward pass with its loss. Null sink: captured and thrown "
+        f"away. Target {CAPTURE_TARGET}{told}. Then how many times longer others take: "
+        "`run_with_cache` of the same points against capture into RAM, one CacheActivationsRunner "
+        "for each layer against capture to disk. Memory: the peak above the loaded model at 16 "
+        "times the tokens, over that at one. Commands, raw figures and disk: "
+        "[`results/capture/table.md`](results/capture/table.md)."
     )
 
 
@@ -270,8 +327,40 @@ def calibration() -> str:
         lines.append(f"| {gate['name']} | {value} | {low:g} to {high:g} | {verdict} |")
     minutes = float(summary["wall_time_seconds"]) / 60
     return "\n".join(lines) + (
-        f"\n\n`{summary['command']}`, {summary['n_replicates']} replicates, {minutes:.0f} minutes; "
-        "every cell in [`results/calibration/`](results/calibration/)."
+        "\n\n`saturation` is N, the level at which counts of growing dictionaries stop; "
+        "`saturation_atoms` is N without latents that stand for two others. Undecided: too few "
+        "replicates for the gate to speak, whatever the value.\n\n"
+        f"{_plain_count(folder)}\n\n"
+        f"`{summary['command']}`, {summary['n_replicates']} data sets, "
+        f"{minutes:.0f} minutes; every cell in [`results/calibration/`](results/calibration/)."
+    )
+
+
+def _plain_count(folder: Path) -> str:
+    """How the count at one dictionary size, which studies quote, did in the same cells."""
+    import pandas as pd
+
+    from interp.report.wording import span
+
+    rows = pd.read_parquet(folder / "results.parquet")
+    rows = rows[(rows["estimator"] == "reproducible") & rows["value"].notna()]
+    ratio = rows["d_sae"] / rows["n_features"]
+
+    def shares(kept: pd.Series) -> str:
+        found = rows[kept]
+        settled = int((found["converged"] == True).sum())  # noqa: E712
+        filled = (100 * found["value"] / found["d_sae"]).tolist()
+        return f"{span(filled, '{:.0f}%'.format)} of D ({settled} of {len(found)} converged)"
+
+    exact = rows[(ratio == 2) & (rows["converged"] == True)]  # noqa: E712
+    off = (100 * (exact["value"] / exact["n_features"] - 1)).tolist()
+    return (
+        "The count at one size (`reproducible`), which a study's headline gives, in the same cells "
+        f"(synthetic data of width 32): with at most as many latents as true features "
+        f"{shares(ratio <= 1)}, with twice as many {shares(ratio == 2)}, with four times and more "
+        f"{shares(ratio >= 4)}. A full dictionary "
+        f"is what one too small looks like. Converged counts at twice the true number were "
+        f"{span(off, '{:+.0f}%'.format)} off it."
     )
 
 
@@ -338,6 +427,7 @@ FINDING_BLOCKS = {
 BLOCKS = {
     "modules": modules,
     "figure": figure,
+    "costs": costs,
     "supported": supported,
     "speed": speed,
     "studies": studies,

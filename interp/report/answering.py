@@ -51,6 +51,15 @@ def answer(summary: Summary) -> Answer:
     return Answer(_packing(summary, rows), tuple(text for text in more if text))
 
 
+def in_short(summary: Summary) -> tuple[str, ...]:
+    """What a first page has room for: the headline, what bounds it, and the loss."""
+    rows = rows_in_the_answer(summary)
+    said = answer(summary)
+    if summary.arm is not None:
+        return (said.first, *_bound(summary, rows))
+    return (said.first, *_bound(summary, rows), *(text for text in [_loss(summary)] if text))
+
+
 def rows_in_the_answer(summary: Summary) -> tuple[PackingRow, ...]:
     """The primary rows that count; in a preview where none does, all that have a number."""
     counting = tuple(row for row in summary.primary_rows if row.counts)
