@@ -72,7 +72,6 @@ def packing_against_loss(rows: Sequence[PackingRow]) -> Figure | None:
         axis=alt.Axis(tickCount=6),
     )
     points = marks.packing_points(shown, lambda row: row.model.loss)
-    room = _room(shown)
     y = marks.per_dimension_axis(points)
     noun = _noun(shown[0].about)
     return Figure(
@@ -82,7 +81,7 @@ def packing_against_loss(rows: Sequence[PackingRow]) -> Figure | None:
         alt=f"{noun.capitalize()} per dimension against loss. {_in_words(shown)}",
         spec=marks.specification(
             [
-                *marks.ceiling(room, y),
+                *marks.ceiling(_room(shown), y),
                 marks.connectors(points, x, y),
                 marks.intervals(points, x, y, along="x"),
                 marks.intervals(points, x, y),
@@ -210,7 +209,9 @@ def _key(rows: Sequence[PackingRow], *, numbers_are: str = "", band: bool = Fals
     if any(row.per_dim.low is not None for row in rows):
         parts.append("bars: 95% intervals")
     if any(row.censored or (row.twin is not None and row.twin.censored) for row in rows):
-        parts.append("arrow: the dictionary is full, a lower bound")
+        parts.append("arrow: lower bound")
+    if _room(rows) is not None:
+        parts.append("dashed: dictionary size")
     parts += hollow(rows)
     if band:
         parts.append("band: interval of beta")

@@ -187,16 +187,11 @@ def arrows(points: Sequence[Row], x: alt.X, y: alt.Y) -> alt.Chart | None:
 
 
 def ceiling(per_dim: float | None, y: alt.Y) -> list[alt.Chart]:
-    """A dashed line at the number of latents per dimension, above which nothing can be counted."""
+    """A dashed line at the number of latents per dimension, which one seed cannot exceed."""
     if per_dim is None:
         return []
-    line = layer([{"y": per_dim, "note": f"size of the dictionary: {per_dim:g} per dimension"}])
-    return [
-        line.mark_rule(style="reference", strokeDash=[5, 4]).encode(y),
-        line.mark_text(style="note", align="left", baseline="top", dy=5).encode(
-            y, x=alt.value(4), text="note:N"
-        ),
-    ]
+    line = layer([{"y": per_dim}])
+    return [line.mark_rule(style="reference", strokeDash=[5, 4]).encode(y)]
 
 
 def connectors(points: Sequence[Row], x: alt.X, y: alt.Y) -> alt.Chart | None:

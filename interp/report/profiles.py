@@ -38,7 +38,10 @@ def by_dictionary_size(rows: Sequence[PackingRow]) -> Figure | None:
         scale=alt.Scale(type="log", base=2, nice=False, padding=30),
         axis=alt.Axis(values=ratios, format="~g", labelOverlap=True),
     )
-    return _profile(rows, _ratio, axis, "packing_by_dictionary_size", "by dictionary size")
+    ceiling = ratios if any(row.full for row in rows) else None
+    return _profile(
+        rows, _ratio, axis, "packing_by_dictionary_size", "by dictionary size", ceiling=ceiling
+    )
 
 
 def _profile(
@@ -47,7 +50,10 @@ def _profile(
     axis: alt.X,
     name: str,
     of_what: str,
+    *,
+    ceiling: Sequence[float] | None = None,
 ) -> Figure:
+    """`ceiling`: the places of a dashed line on which a count equals its place."""
     noun = "contextual features" if rows[0].about == "contextual" else "features"
     placed = [
         (x, row) for row in rows if (x := place(row)) is not None and row.per_dim.value is not None
@@ -78,7 +84,11 @@ def _profile(
         name=name,
         title=f"{noun.capitalize()} per dimension {of_what}",
         subtitle="; ".join(
-            ["one line per model, ending in its width", *hollow([row for _, row in placed])]
+            [
+                "one line per model, ending in its width",
+                *(["dashed: dictionary size"] if ceiling else []),
+                *hollow([row for _, row in placed]),
+            ]
         ),
         alt=f"{noun.capitalize()} per dimension {of_what}, one line per model. "
         + "; ".join(
@@ -88,6 +98,7 @@ def _profile(
         + ".",
         spec=marks.specification(
             [
+                _line_of_equals(ceiling, axis, y) if ceiling else None,
                 marks.layer(points)
                 .mark_line(strokeWidth=2)
                 .encode(axis, y, shade, detail="model:N"),
@@ -99,6 +110,12 @@ def _profile(
             height=HEIGHT,
         ),
     )
+
+
+def _line_of_equals(places: Sequence[float], x: alt.X, y: alt.Y) -> alt.Chart:
+    # Straight between the places, as the counts' own lines are.
+    line = [{"x": at, "y": at} for at in places]
+    return marks.layer(line).mark_line(style="reference", strokeDash=[5, 4]).encode(x, y)
 
 
 def _ratio(row: PackingRow) -> float | None:

@@ -184,24 +184,24 @@ def test_the_alternative_text_tells_every_point(figures: dict[str, marks.Figure]
 def test_a_full_dictionary_is_drawn_as_a_ceiling(figures: dict[str, marks.Figure]) -> None:
     """Where it holds counts down, and not above counts that leave it room."""
     name = "packing_against_loss"
-    assert not [
-        one for one in layers(figures[name], "text") if "dictionary" in said(figures[name], one)
-    ]
+    assert "dashed" not in figures[name].subtitle
     data = report_run.summary()
     for record in data["packing"]:
         full = 0.97 * record["d_sae"]
         record |= {"value": full, "per_dim": 0.97 * 8, "ci_low": 0.9 * full, "ci_high": None}
         record |= {"censored": True, "identified": False, "fvu_matched": True, "converged": True}
     figure = all_figures(read_summary(data))[name]
-    assert any(
-        "size of the dictionary: 8 per dim" in said(figure, t) for t in layers(figure, "text")
-    )
+    assert "dashed: dictionary size" in figure.subtitle
     levels = [values(figure, one) for one in layers(figure, "rule")]
-    assert [{"y": 8.0, "note": "size of the dictionary: 8 per dimension"}] in levels
-
-
-def said(figure: marks.Figure, layer: dict[str, Any]) -> str:
-    return " ".join(str(row.get("note", "")) for row in values(figure, layer))
+    assert [{"y": 8.0}] in levels
+    assert [{"y": 8.0}] not in [values(figures[name], one) for one in layers(figures[name], "rule")]
+    # By dictionary size the line is where a count is the size.
+    for record in list(data["packing"]):
+        data["packing"].append(record | {"d_sae": 2 * record["d_sae"]})
+    sizes = all_figures(read_summary(data))["packing_by_dictionary_size"]
+    assert "dashed: dictionary size" in sizes.subtitle
+    [line] = [one for one in layers(sizes, "line") if "detail" not in one["encoding"]]
+    assert values(sizes, line) == [{"x": 8.0, "y": 8.0}, {"x": 16.0, "y": 16.0}]
 
 
 def test_the_loss_curve_is_the_fitted_formula(figures: dict[str, marks.Figure]) -> None:
