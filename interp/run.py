@@ -19,12 +19,12 @@ from interp.jupyter import Pictures, facts, pictures
 
 CONFIG = "config.resolved.yaml"
 CONTEXTUAL = ".contextual"
+"""Ends the name of a stream whose token and position means were removed."""
 TRAINED = "trained"
 TWIN = "random_init"
 SHUFFLED = "shuffled_tokens"
 GAUSSIAN = "matched_gaussian"
 CONTROLS = (TWIN, SHUFFLED, GAUSSIAN)
-"""Ends the name of a stream whose token and position means were removed."""
 MAY_GROW = ("models", "twins", "shuffled", "gaussian", "loss_only_models", "n_seeds",
             "d_sae_per_d_model", "other_k_rules", "other_architectures")  # fmt: skip
 """More of these leave what was measured as it is, and add units of their own."""
