@@ -269,6 +269,33 @@ def test_a_model_that_failed_is_left_out_and_named_where_it_is_asked_for(
     assert not (run / "explorer").exists()
 
 
+def test_pages_are_of_the_text_and_the_model_that_were_counted_on(
+    explored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(explored, run)
+    manifest = run / "manifest.json"
+    kept, config = json.loads(manifest.read_text()), open_run(run).config
+    [of_model] = kept["weights_sha256"]
+    capsys.readouterr()
+    # As if the study had been made of others: finished pages are stale then, and no new ones come.
+    for other, told in (
+        ({"text_sha256": "0" * 64}, f"the text {config.text} is not the one"),
+        ({"weights_sha256": {of_model: "0" * 64}}, f"the model {config.models[0]} is not the one"),
+    ):
+        manifest.write_text(json.dumps(kept | other))
+        assert main(["explore", str(run)]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert f"interp: {told} that {run} counted on" in lines[-1]
+        assert "was 000000000000, now it is" in lines[-1]
+    # An early version wrote down neither.
+    manifest.unlink()
+    assert main(["explore", str(run), "--layers", "0"]) == 0
+    found = [pages.read_facts(f.parent) for f in (run / "explorer").rglob(pages.FACTS)]
+    unknown = [f for f in found if f is not None and "text_sha256" not in f.settings]
+    assert {f.layer for f in unknown} == {0}
+
+
 def test_help_shows_a_worked_example(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("explore", "push"):
         with pytest.raises(SystemExit):
