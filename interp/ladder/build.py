@@ -221,8 +221,13 @@ def _branches(work_dir: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def _projects_stream(work_dir: Path, n_projects: int) -> np.ndarray:
-    """Training tokens of the first projects in an order fixed by their hashes; kept beside."""
-    file = work_dir / f"train-{n_projects}.npy"
+    """Training tokens of the first projects in an order fixed by their hashes; kept beside.
+
+    The file's name says which corpus and tokenizer they are of, which may have been made again.
+    """
+    sources = (work_dir / "train.parquet", work_dir / "tokenizer" / "tokenizer.json")
+    made_from = hashlib.sha256("".join(map(durable.sha256, sources)).encode()).hexdigest()
+    file = work_dir / f"train-{n_projects}-{made_from[:12]}.npy"
     if not file.exists():
         table = pq.read_table(work_dir / "train.parquet", columns=["project", "text"])
         projects = sorted(

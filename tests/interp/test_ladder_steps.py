@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny_ladder
 import torch
@@ -91,6 +93,31 @@ def test_budgets_are_shipped_as_losses_and_fitted_with_the_tokens(
         assert first[0]["held_out_projects_nats_per_token"] > 0
         assert "## Fewer tokens" in (tmp_path / "package" / "MODEL_CARD.md").read_text()
         assert not list((tmp_path / "package" / "checkpoints").glob("*/model.safetensors"))
+
+
+def test_projects_are_those_of_the_corpus_that_is_there(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Path(shutil.copytree(corpus, tmp_path / "work"))
+
+    def made() -> bytes:
+        return build._projects_stream(work, 2).tobytes()
+
+    text, tokenizer = work / "train.parquet", work / "tokenizer" / "tokenizer.json"
+    first, kept = made(), (text.read_bytes(), tokenizer.read_text())
+    table = pq.read_table(text)
+    others = [one.replace("name", "none") for one in table["text"].to_pylist()]
+    pq.write_table(table.set_column(1, "text", pa.array(others)), text)
+    second = made()
+    vocabulary = json.loads(kept[1])
+    vocabulary["model"]["merges"] = []
+    tokenizer.write_text(json.dumps(vocabulary))
+    assert len({first, second, made()}) == 3
+    # What was made of the first corpus is there still.
+    monkeypatch.setattr(build, "token_stream", pytest.fail)
+    text.write_bytes(kept[0])
+    tokenizer.write_text(kept[1])
+    assert made() == first
 
 
 def test_a_bracket_of_one_width_leaves_the_others_where_they_are(
