@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import ValidationError
 from torch import Tensor
 
 from interp import durable
 from interp.bridge_figures import bridge_figures
-from interp.calibrate_cells import CalibrationConfig, Cell
+from interp.calibrate_cells import CalibrationConfig, Cell, refusal
 from interp.calibrate_replicate import run_replicate
 from interp.calibrate_saturation import saturation_rows
 from interp.correlate import Association, spearman_exact
@@ -143,8 +144,10 @@ def bridge(
     """Train what is not there yet of the toy models and their SAEs, then judge; the summary.
 
     One file per toy model, so that a killed run loses one at most. Writes `summary.json` and two
-    figures into `out`. Raises UserError where the folder holds another bridge.
+    figures into `out`. Raises UserError for settings with which no model can be trained or counted,
+    and where the folder holds another bridge.
     """
+    _check(config)
     _claim(out, config)
     with durable.only_writer(out):
         durable.remove_partials(out)
@@ -266,6 +269,16 @@ def _verdict(follows: Association, n_close: int, n_counted: int) -> str:
     if follows.value <= 0 or follows.p > 0.05:
         return DOES_NOT_FOLLOW
     return FOLLOWS if 2 * n_close >= n_counted else FOLLOWS_IN_ORDER
+
+
+def _check(config: BridgeConfig) -> None:
+    """Raise UserError for what would otherwise come out when the toy model has been trained."""
+    for per_dim, decay in config.cells():
+        config.toy(per_dim, decay)
+        try:
+            config.counting(per_dim)
+        except ValidationError as error:
+            raise refusal(error, "bridge") from None
 
 
 def _claim(out: Path, config: BridgeConfig) -> None:

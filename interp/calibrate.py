@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from interp import durable
-from interp.calibrate_cells import PRESETS, CalibrationConfig, Cell
+from interp.calibrate_cells import PRESETS, CalibrationConfig, Cell, refusal
 from interp.calibrate_figure import calibration_figure
 from interp.calibrate_gates import cell_records, tidy, verdicts
 from interp.calibrate_replicate import run_replicate
@@ -52,9 +52,7 @@ def resolve(
     try:
         return CalibrationConfig.model_validate(config.model_dump() | given)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"calibration: {field}: {first['msg']} (got {first['input']!r})") from None
+        raise refusal(error, "calibration") from None
 
 
 def calibrate(

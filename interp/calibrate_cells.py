@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import product
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
+from interp.errors import UserError
 from saes.synthetic import SyntheticConfig
 
 
@@ -145,6 +146,13 @@ def _full() -> Iterable[Cell]:
     ):
         for n_per_dim, zipf in product((2, 4, 8), (0.0, 0.5, 1.0)):
             yield Cell(n_per_dim=n_per_dim, zipf=zipf, **(common | difficulty))
+
+
+def refusal(error: ValidationError, what: str) -> UserError:
+    """The first wrong field of `what`, in a line."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    return UserError(f"{what}: {field}: {first['msg']} (got {first['input']!r})")
 
 
 PRESETS: dict[str, CalibrationConfig] = {

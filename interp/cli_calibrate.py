@@ -83,7 +83,7 @@ def _bridge(args: argparse.Namespace) -> None:
         "per_dim": args.per_dim and tuple(args.per_dim),
         "decays": args.decays and tuple(args.decays),
     }
-    config = BridgeConfig(**{key: value for key, value in given.items() if value})
+    config = BridgeConfig(**{key: value for key, value in given.items() if value is not None})
     words = list(sys.argv[1:]) if sys.argv[0].endswith("interp") else ["bridge"]
     command_line = shlex.join(["interp", *words])
     summary = bridge(config, args.out, command=command_line, threads=args.threads)

@@ -127,8 +127,14 @@ def _lock(handle: int, folder: Path, deadline: float) -> None:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether some process is the writer of `folder` now."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Whether some process is the writer of `folder`, or of a file, now.
+
+    Nobody is where it is not there.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -88,8 +88,7 @@ class Graph:
             return State("left")
         if verify:
             for path, sha256 in record.artifacts.items():
-                file = self.folder.root / path
-                if file.exists() and durable.sha256(file) != sha256:
+                if _is_other(self.folder.root / path, sha256):
                     return State("edited", f"{path} is not what its unit wrote ({sha256[:12]})")
         settings = self.settings(unit)
         for key in sorted(record.inputs.settings.keys() | settings.keys()):
@@ -291,6 +290,14 @@ def parts_of(config: StudyConfig) -> Iterator[tuple[str, str, bool]]:
         for control, models in among.items():
             if name in models:
                 yield name, control, True
+
+
+def _is_other(file: Path, sha256: str) -> bool:
+    """Whether a file is there, and with another content."""
+    try:
+        return durable.sha256(file) != sha256
+    except FileNotFoundError:
+        return False
 
 
 def _difference(before: Inputs, now: Inputs) -> str:

@@ -20,6 +20,7 @@ from interp.label_scores import LabelScore, score_labels
 from interp.models import Model, load
 from interp.python_labels import LABELS, byte_labels, token_labels
 from interp.run import TRAINED, TWIN, Run, RunFolder, advice_without_saes, folder_name
+from interp.sources import require_counted_on
 from interp.spots import Spot
 from interp.streams import Streams
 from interp.tokens import TokenBlocks, tokens
@@ -71,8 +72,8 @@ def label_run(
 ) -> Iterator[Labelled]:
     """Every group of kept SAEs of a run at its first dictionary size, on held-out text.
 
-    Raises UserError for a model that is not in the run, a run without kept SAEs, and text that is
-    no Python.
+    Raises UserError for a model that is not in the run, a run without kept SAEs, text that is no
+    Python, and a text or model that is another than the study counted on.
     """
     config = run.config
     names = list(models or config.models)
@@ -85,6 +86,9 @@ def label_run(
         for control in (TRAINED, TWIN) if name in config.twins else (TRAINED,):
             groups = _groups(run, name, control)
             model = load(name)
+            require_counted_on(
+                run, name, text_sha256=corpus.sha256, weights_sha256=model.weights_sha256
+            )
             if control == TWIN:
                 model = random_init_twin(model, config.seed)
             blocks = tokens(corpus, model, n_tokens=n_tokens, split="held_out", seed=config.seed)

@@ -19,12 +19,12 @@ from interp.jupyter import Pictures, facts, pictures
 
 CONFIG = "config.resolved.yaml"
 CONTEXTUAL = ".contextual"
+"""Ends the name of a stream whose token and position means were removed."""
 TRAINED = "trained"
 TWIN = "random_init"
 SHUFFLED = "shuffled_tokens"
 GAUSSIAN = "matched_gaussian"
 CONTROLS = (TWIN, SHUFFLED, GAUSSIAN)
-"""Ends the name of a stream whose token and position means were removed."""
 MAY_GROW = ("models", "twins", "shuffled", "gaussian", "loss_only_models", "n_seeds",
             "d_sae_per_d_model", "other_k_rules", "other_architectures")  # fmt: skip
 """More of these leave what was measured as it is, and add units of their own."""
@@ -110,11 +110,16 @@ def _grows(field: str, held: StudyConfig, wanted: StudyConfig) -> bool:
 
 def is_merged(folder: Path) -> bool:
     """Whether a folder holds a study merged from others, which has no units of its own."""
+    return "merged_from" in _manifest(folder)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Empty where there is none that can be read."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        found = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and "merged_from" in manifest
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def advice_without_saes(root: Path) -> str:
@@ -170,6 +175,11 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """What the report says, machine-readable."""
         return json.loads((self.path / "summary.json").read_text())
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What the results depend on beside the config; empty where none was kept."""
+        return _manifest(self.path)
 
     @cached_property
     def config(self) -> StudyConfig:

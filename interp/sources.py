@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from interp.run import RunFolder, write_json
+from interp.errors import UserError
+from interp.run import TRAINED, Run, RunFolder, folder_name, write_json
 
 if TYPE_CHECKING:
     from interp.models import Model
@@ -70,6 +71,33 @@ class Sources:
             return cls.from_json(json.loads((folder.root / "work" / _FILE).read_text()))
         except (OSError, ValueError, TypeError, KeyError):
             return None
+
+
+def counted_on(run: Run, model: str) -> dict[str, str]:
+    """Hashes of the text and of a model's weights as a finished study had them, where it kept them.
+
+    Both under the names that its manifest has for them.
+    """
+    found = {
+        "text_sha256": run.manifest.get("text_sha256"),
+        "weights_sha256": run.manifest.get("weights_sha256", {}).get(folder_name(model, TRAINED)),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def require_counted_on(run: Run, model: str, *, text_sha256: str, weights_sha256: str) -> None:
+    """Raise UserError where the names stand for another text or model than the study counted on."""
+    then = counted_on(run, model)
+    for what, key, now in (
+        (f"the text {run.config.text}", "text_sha256", text_sha256),
+        (f"the model {model}", "weights_sha256", weights_sha256),
+    ):
+        if then.get(key, now) != now:
+            raise UserError(
+                f"{what} is not the one that {run.path} counted on ({key} was {then[key][:12]}, "
+                f"now it is {now[:12]}); put that one back, or run the study again into a new "
+                "folder"
+            )
 
 
 def _sha256(text: str) -> str:

@@ -5,9 +5,11 @@ Models and text are taken to be those of the last sitting; code and versions are
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +85,7 @@ def status(root: Path) -> Status:
     config = read_config(folder.under_way if folder.under_way.is_file() else root / CONFIG)
     return Status(
         parts=tuple(_parts(config, folder)),
-        finished=(root / "summary.json").is_file(),
+        finished=all((root / name).is_file() for name in ("summary.json", "report.html")),
         running=durable.is_held(root),
         seconds=seconds_spent(root),
     )
@@ -98,15 +100,28 @@ def _parts(config: StudyConfig, folder: RunFolder) -> list[PartStatus]:
     for model, control, _ in parts_of(config):
         units = [u for u in graph.units if (u.model, u.control) == (model, control)]
         states = tuple(_unit(graph, unit) for unit in units)
-        work = folder.work(model, control)
-        times = [path.stat().st_mtime for path in work.rglob("*") if path.is_file()]
         found.append(
             PartStatus(
                 model, control, _gravest(states), _detail(graph, units, states),
-                max(times, default=None), states,
+                _changed(folder.work(model, control)), states,
             )
         )  # fmt: skip
     return found
+
+
+def _changed(work: Path) -> float | None:
+    """When the last of a part's files changed."""
+    times = []
+    for file in _files_below(work):
+        with suppress(FileNotFoundError):
+            times.append(file.stat().st_mtime)
+    return max(times, default=None)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All there are; a folder that a running study takes away meanwhile is passed over."""
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent) / name for name in names)
 
 
 def _unrecorded(folder: RunFolder, model: str, control: str) -> PartStatus:
@@ -122,7 +137,7 @@ def _unit(graph: Graph, unit: Unit) -> UnitStatus:
     record = graph.record(unit)
     running = running_file(graph.folder, unit)
     what, why = state.what, state.why
-    if state.what != "done" and running.exists() and durable.is_held(running):
+    if state.what != "done" and durable.is_held(running):
         return UnitStatus(unit.name, "running", why, None)
     if what == "left" and not why:
         waits = [
@@ -158,8 +173,10 @@ def _detail(graph: Graph, units: Sequence[Unit], states: Sequence[UnitStatus]) -
     record = graph.record(saes)
     if record is not None:
         said.append(f"{sum(item.endswith('/main') for item in record.inputs.items)} SAEs")
-    elif any((graph.folder.work(saes.model, saes.control) / "training").glob("*/*.safetensors")):
-        said.append("training checkpointed")
+    else:
+        training = _files_below(graph.folder.work(saes.model, saes.control) / "training")
+        if any(file.suffix == ".safetensors" for file in training):
+            said.append("training checkpointed")
     return "; ".join(said)
 
 

@@ -38,6 +38,7 @@ from interp.models import Model, load
 from interp.progress import Progress
 from interp.python_labels import LABELS
 from interp.run import TWIN, Run, RunFolder, advice_without_saes
+from interp.sources import counted_on, require_counted_on
 from interp.streams import Streams
 from interp.tokens import TokenBlocks, tokens
 from saes.sae import SAE, SparseActs, joined
@@ -67,7 +68,8 @@ def explore_run(
     """Write `explorer/` in the run's folder and return its first page.
 
     `models` and `layers` select; what was explored before stays. Raises UserError for a model or
-    layer that the run has not, and for SAEs or means that are missing.
+    layer that the run has not, for SAEs or means that are missing, and for a text or model that is
+    another than the study counted on.
     """
     wanted, everything = groups_of(run, models, layers), groups_of(run)
     if bare := [g.key for g in wanted if not g.folders]:
@@ -112,9 +114,12 @@ def _measure(run: Run, root: Path, wanted: Sequence[Group], progress: Progress) 
             continue
         progress.at(f"{name}: loading")
         model = load(name)
+        corpus = corpus or load_text(run.config.text)
+        require_counted_on(
+            run, name, text_sha256=corpus.sha256, weights_sha256=model.weights_sha256
+        )
         if control == TWIN:
             model = random_init_twin(model, run.config.seed)
-        corpus = corpus or load_text(run.config.text)
         blocks = tokens(
             corpus,
             model,
@@ -253,6 +258,7 @@ def _settings(run: Run, group: Group) -> dict[str, Any]:
         "held_out_tokens": config.held_out_tokens,
         "seed": config.seed,
         "saes": [durable.sha256(folder / "sae_weights.safetensors") for folder in group.folders],
+        **counted_on(run, group.model),
     }
 
 

@@ -52,8 +52,9 @@ def groups_of(
 ) -> list[Group]:
     """The groups of trained models and their untrained twins, in the order of the config.
 
-    Shuffled text and Gaussian noise are left out: there are no passages to read. Raises UserError
-    for a model or layer that the run has not.
+    Shuffled text and Gaussian noise are left out: there are no passages to read. So are models that
+    could not be measured. Raises UserError for a model or layer that the run has not, and for a
+    model in `models` that could not be measured.
     """
     config = run.config
     names = list(models or config.models)
@@ -63,12 +64,16 @@ def groups_of(
         )
     results = run.results
     counted = results[(results.role == "main") & results.d_sae.notna()]
+    n_layers = {m["name"]: int(m["n_layers"]) for m in run.summary["models"]}
     found = [
         group
         for name in names
+        if name in n_layers
         for control in ((TRAINED, TWIN) if name in config.twins else (TRAINED,))
-        for group in _of_model(run, name, control, counted, _layers(run, name))
+        for group in _of_model(run, name, control, counted, n_layers[name])
     ]
+    if models and (lost := set(models) - {g.model for g in found}):
+        raise UserError(_nothing_of(run, min(lost)))
     if layers is not None:
         there = sorted({g.spot.layer for g in found})
         if strange := sorted(set(layers) - set(there)):
@@ -80,8 +85,13 @@ def groups_of(
     return found
 
 
-def _layers(run: Run, model: str) -> int:
-    return next(int(m["n_layers"]) for m in run.summary["models"] if m["name"] == model)
+def _nothing_of(run: Run, model: str) -> str:
+    """That a model of the study could not be measured, and why."""
+    why = next((f" ({f['unit']}: {f['error']})" for f in run.failures if f["model"] == model), "")
+    return (
+        f"{run.path} has no SAEs of {model}, which could not be measured{why}; leave it out, or "
+        "run the study's own line again to measure it"
+    )
 
 
 def _of_model(

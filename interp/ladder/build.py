@@ -32,6 +32,9 @@ from interp.ladder.train import Progress, build_model, train
 SPLITS = ("train", "held_out")
 BUDGET_SHARES = (0.25, 0.5)
 """Of the main arm's tokens: what every width's loss is also recorded after."""
+_TRIED = ("d_model", "lr", "lr_hidden")
+_BUDGET = ("d_model", "n_tokens")
+"""What tells one loss from the others in `bracket.json` and in `budgets.json`."""
 SHIPPING_SECONDS = 900
 """How long one process waits for another that ships: most of it is measuring losses."""
 
@@ -51,9 +54,16 @@ def corpus(work_dir: Path) -> None:
 
 
 def bracket(work_dir: Path, widths: Sequence[int] | None = None) -> None:
-    """Short runs around the chosen learning rates; writes `bracket.json` into `work_dir`."""
+    """Short runs around the chosen learning rates, merged into `bracket.json` in `work_dir`.
+
+    Raises UserError for a width that has none.
+    """
+    if unknown := sorted(set(widths or ()) - BRACKET.keys()):
+        raise UserError(
+            f"no learning rates are tried at width {', '.join(map(str, unknown))}; "
+            f"give some of {', '.join(map(str, BRACKET))}"
+        )
     ids = _ids(work_dir)
-    found: list[dict[str, float]] = []
     for d_model, pairs in BRACKET.items():
         if widths and d_model not in widths:
             continue
@@ -67,18 +77,16 @@ def bracket(work_dir: Path, widths: Sequence[int] | None = None) -> None:
                 heartbeat = _heartbeat(run_dir.name, recipe)
                 train(recipe, ids["train"], ids["held_out"], run_dir, heartbeat=heartbeat)
                 log = _log(run_dir)
-            found.append(
-                {
-                    "d_model": d_model,
-                    "lr": lr,
-                    "lr_hidden": lr_hidden,
-                    "n_tokens": recipe.n_tokens,
-                    "held_out_loss_nats": log[-1]["held_out_loss_nats"],
-                }
-            )
-            _write(work_dir / "bracket.json", found)
+            found = {
+                "d_model": d_model,
+                "lr": lr,
+                "lr_hidden": lr_hidden,
+                "n_tokens": recipe.n_tokens,
+                "held_out_loss_nats": log[-1]["held_out_loss_nats"],
+            }
+            _merge(work_dir / BRACKET_FILE.name, [found], _TRIED)
             _say(f"d_model {d_model}, lr {lr:g}, hidden {lr_hidden:g}: "
-                 f"{found[-1]['held_out_loss_nats']:.4f} nats")  # fmt: skip
+                 f"{found['held_out_loss_nats']:.4f} nats")  # fmt: skip
 
 
 Evaluate = Callable[[str], dict[str, Any]]
@@ -102,8 +110,7 @@ def train_all(
     _say(f"token bigram on held-out projects: {baseline:.4f} nats per token")
     if ship:
         shutil.copyfile(work_dir / "corpus_manifest.json", corpus_module.MANIFEST_FILE)
-        if (work_dir / "bracket.json").exists():
-            shutil.copyfile(work_dir / "bracket.json", BRACKET_FILE)
+        _merge(BRACKET_FILE, _known(work_dir / BRACKET_FILE.name), _TRIED)
     for d_model in widths or WIDTHS:
         recipe, name = base_recipe(d_model), f"d{d_model:03d}"
         run_dir = work_dir / "main" / name
@@ -183,18 +190,21 @@ def train_budgets(
                 "n_tokens": recipe.n_tokens,
                 "held_out_projects_nats_per_token": _log(run_dir)[-1]["held_out_loss_nats"],
             }
-            _add_budget(work_dir / BUDGETS_FILE.name, found)
+            _merge(work_dir / BUDGETS_FILE.name, [found], _BUDGET)
     if ship:
-        for found in json.loads((work_dir / BUDGETS_FILE.name).read_text()):
-            _add_budget(BUDGETS_FILE, found)
+        _merge(BUDGETS_FILE, _known(work_dir / BUDGETS_FILE.name), _BUDGET)
         write_card()
 
 
-def _add_budget(file: Path, found: dict[str, Any]) -> None:
-    """Merge one loss into a list ordered by width and tokens."""
-    known = json.loads(file.read_text()) if file.exists() else []
-    by_key = {(one["d_model"], one["n_tokens"]): one for one in [*known, found]}
-    _write(file, [by_key[key] for key in sorted(by_key)])
+def _merge(file: Path, found: Sequence[dict[str, Any]], key: Sequence[str]) -> None:
+    """Put losses into a file's list, each in the place of one with the same key, in its order."""
+    by_key = {tuple(one[name] for name in key): one for one in [*_known(file), *found]}
+    _write(file, [by_key[at] for at in sorted(by_key)])
+
+
+def _known(file: Path) -> list[dict[str, Any]]:
+    """A file's losses so far."""
+    return json.loads(file.read_text()) if file.exists() else []
 
 
 def _branches(work_dir: Path, recipe: Recipe) -> dict[str, Any]:
@@ -211,8 +221,13 @@ def _branches(work_dir: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def _projects_stream(work_dir: Path, n_projects: int) -> np.ndarray:
-    """Training tokens of the first projects in an order fixed by their hashes; kept beside."""
-    file = work_dir / f"train-{n_projects}.npy"
+    """Training tokens of the first projects in an order fixed by their hashes; kept beside.
+
+    The file's name says which corpus and tokenizer they are of, which may have been made again.
+    """
+    sources = (work_dir / "train.parquet", work_dir / "tokenizer" / "tokenizer.json")
+    made_from = hashlib.sha256("".join(map(durable.sha256, sources)).encode()).hexdigest()
+    file = work_dir / f"train-{n_projects}-{made_from[:12]}.npy"
     if not file.exists():
         table = pq.read_table(work_dir / "train.parquet", columns=["project", "text"])
         projects = sorted(

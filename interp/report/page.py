@@ -7,7 +7,6 @@ two scripts run, by their hashes, and no request leave the page.
 
 import base64
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -18,6 +17,7 @@ import vl_convert
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from interp import durable
 from interp.report import static
 from interp.report.agreement import agreement_table
 from interp.report.answering import QUESTION, answer
@@ -48,7 +48,7 @@ def write_report(run_dir: Path) -> Path:
     """Draw `figures/*.png|svg` and `report.html` in `run_dir`; returns the page's path.
 
     Files are replaced whole, never left half-written. The same run gives the same bytes.
-    Raises `UserError` if the folder holds no readable `summary.json`.
+    Raises `UserError` if the folder holds no readable `summary.json`, and when the disk is full.
     """
     run_dir = Path(run_dir)
     run = read_run(run_dir)
@@ -57,10 +57,10 @@ def write_report(run_dir: Path) -> Path:
     folder = run_dir / "figures"
     folder.mkdir(exist_ok=True)
     for name, vector in vectors.items():
-        _replace(folder / f"{name}.svg", vector.encode())
-        _replace(folder / f"{name}.png", static.png(vector))
+        durable.write(folder / f"{name}.svg", vector.encode())
+        durable.write(folder / f"{name}.png", static.png(vector))
     page = run_dir / "report.html"
-    _replace(page, render(run, drawn, vectors).encode())
+    durable.write(page, render(run, drawn, vectors).encode())
     return page
 
 
@@ -206,9 +206,3 @@ def _policy(*scripts: str) -> str:
 
 def _data_uri(vector: str) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(vector.encode()).decode()}"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

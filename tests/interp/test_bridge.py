@@ -114,3 +114,25 @@ def test_another_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "notes.txt").write_text("mine")
     assert main(["bridge", "--out", str(tmp_path)]) == 2
     assert "holds no bridge" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--seeds", "2"], "bridge: n_seeds: Input should be greater than or equal to 3 (got 2)"),
+        (["--seeds", "0"], "bridge: n_seeds: Input should be greater than or equal to 3 (got 0)"),
+        (["--rows", "2000"], "bridge: n_rows: Input should be greater than or equal to 4096"),
+        (["--per-dim", "2", "0"], "0 features of density 4.0"),
+        (["--decays", "0", "nan"], "decay=nan"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused_before_anything_is_made(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("interp.bridge._cell", lambda *_: pytest.fail("it trains"))
+    out = tmp_path / "bridge"
+    assert main(["bridge", *words, "--out", str(out)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert not out.exists()

@@ -23,7 +23,7 @@ from interp.explore.groups import groups_of
 from interp.explore.latents import MIN_SHOWN_F1
 from interp.explore.lens import logit_lens
 from interp.models import load, wrap
-from interp.run import open_run
+from interp.run import CONFIG, open_run
 from interp.tokens import tokens
 
 
@@ -241,6 +241,59 @@ def test_wrong_input_is_one_line(
     assert "no readable contextual means" in said(str(run))
     shutil.rmtree(next((run / "saes").glob("*model/*contextual")))
     assert "the SAEs that the study has counted" in said(str(run))
+
+
+def test_a_model_that_failed_is_left_out_and_named_where_it_is_asked_for(
+    finished_study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_study, run)
+    config = open_run(run).config
+    grown = config.model_copy(update={"models": ("lost", *config.models, "half")})
+    (run / CONFIG).write_text(grown.to_yaml())
+    summary = json.loads((run / "summary.json").read_text())
+    lost, half = (
+        {"model": name, "control": "trained", "unit": unit, "error": "not finite"}
+        for name, unit in (("lost", "loss"), ("half", "saes"))
+    )
+    # Of the first there is nothing, of the second a loss.
+    summary["models"].append(summary["models"][0] | {"name": "half"})
+    (run / "summary.json").write_text(json.dumps(summary | {"failures": [lost, half]}))
+    assert [g.key for g in groups_of(open_run(run))] == [
+        g.key for g in groups_of(open_run(finished_study))
+    ]
+    for name, unit in (("lost", "loss"), ("half", "saes")):
+        assert main(["explore", str(run), "--models", name, *config.models]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert f"has no SAEs of {name}, which could not be measured ({unit}: not finite)" in line
+    assert not (run / "explorer").exists()
+
+
+def test_pages_are_of_the_text_and_the_model_that_were_counted_on(
+    explored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(explored, run)
+    manifest = run / "manifest.json"
+    kept, config = json.loads(manifest.read_text()), open_run(run).config
+    [of_model] = kept["weights_sha256"]
+    capsys.readouterr()
+    # As if the study had been made of others: finished pages are stale then, and no new ones come.
+    for other, told in (
+        ({"text_sha256": "0" * 64}, f"the text {config.text} is not the one"),
+        ({"weights_sha256": {of_model: "0" * 64}}, f"the model {config.models[0]} is not the one"),
+    ):
+        manifest.write_text(json.dumps(kept | other))
+        assert main(["explore", str(run)]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert f"interp: {told} that {run} counted on" in lines[-1]
+        assert "was 000000000000, now it is" in lines[-1]
+    # An early version wrote down neither.
+    manifest.unlink()
+    assert main(["explore", str(run), "--layers", "0"]) == 0
+    found = [pages.read_facts(f.parent) for f in (run / "explorer").rglob(pages.FACTS)]
+    unknown = [f for f in found if f is not None and "text_sha256" not in f.settings]
+    assert {f.layer for f in unknown} == {0}
 
 
 def test_help_shows_a_worked_example(capsys: pytest.CaptureFixture[str]) -> None:

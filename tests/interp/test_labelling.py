@@ -16,6 +16,7 @@ from interp.corpora import load_text
 from interp.errors import UserError
 from interp.labelling import labels_of
 from interp.python_labels import LABELS
+from interp.run import TRAINED, folder_name
 from interp.study import run_study
 from interp.tokens import tokens
 
@@ -85,6 +86,14 @@ def test_a_study_is_labelled_from_the_command_line(
         assert {s["label"] for s in one["labels"]} <= set(LABELS)
     assert main(["labels", str(run.path), "--models", "other"]) == 2
     assert "has no other" in capsys.readouterr().err
+    kept = json.loads((run.path / "manifest.json").read_text())
+    for other, told in (
+        ({"text_sha256": "0" * 64}, f"the text {source} is not the one"),
+        ({"weights_sha256": {folder_name(model, TRAINED): "0" * 64}}, f"the model {model} is not"),
+    ):
+        (run.path / "manifest.json").write_text(json.dumps(kept | other))
+        assert main(["labels", str(run.path), "--tokens", "8192"]) == 2
+        assert f"interp: {told}" in capsys.readouterr().err
 
 
 def test_text_that_is_no_python_is_refused(tiny_model: Any, tmp_path: Path) -> None:

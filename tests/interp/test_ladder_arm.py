@@ -203,7 +203,7 @@ def test_losses_of_budgets_keep_their_order(tmp_path: Path) -> None:
         for d, n in itertools.product((64, 32), (20, 10))
     ]
     for entry in [*entries, entries[0]]:
-        build._add_budget(file, entry)
+        build._merge(file, [entry], build._BUDGET)
     found = json.loads(file.read_text())
     assert [(e["d_model"], e["n_tokens"]) for e in found] == [
         (32, 10),

@@ -10,13 +10,17 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny_ladder
 import torch
 
 from interp import ladder
+from interp.cli import main
 from interp.errors import UserError
 from interp.fits import fit_jointly
+from interp.ladder import build
 from interp.loss_table import read_table
 from interp.models import load
 
@@ -89,6 +93,75 @@ def test_budgets_are_shipped_as_losses_and_fitted_with_the_tokens(
         assert first[0]["held_out_projects_nats_per_token"] > 0
         assert "## Fewer tokens" in (tmp_path / "package" / "MODEL_CARD.md").read_text()
         assert not list((tmp_path / "package" / "checkpoints").glob("*/model.safetensors"))
+
+
+def test_projects_are_those_of_the_corpus_that_is_there(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Path(shutil.copytree(corpus, tmp_path / "work"))
+
+    def made() -> bytes:
+        return build._projects_stream(work, 2).tobytes()
+
+    text, tokenizer = work / "train.parquet", work / "tokenizer" / "tokenizer.json"
+    first, kept = made(), (text.read_bytes(), tokenizer.read_text())
+    table = pq.read_table(text)
+    others = [one.replace("name", "none") for one in table["text"].to_pylist()]
+    pq.write_table(table.set_column(1, "text", pa.array(others)), text)
+    second = made()
+    vocabulary = json.loads(kept[1])
+    vocabulary["model"]["merges"] = []
+    tokenizer.write_text(json.dumps(vocabulary))
+    assert len({first, second, made()}) == 3
+    # What was made of the first corpus is there still.
+    monkeypatch.setattr(build, "token_stream", pytest.fail)
+    text.write_bytes(kept[0])
+    tokenizer.write_text(kept[1])
+    assert made() == first
+
+
+def test_a_bracket_of_one_width_leaves_the_others_where_they_are(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    work = Path(shutil.copytree(corpus, tmp_path / "work"))
+    pairs = {16: ((0.01, 0.005), (0.02, 0.005)), 32: ((0.01, 0.005),), 64: ((0.01, 0.005),)}
+    monkeypatch.setattr(build, "BRACKET", pairs)
+    monkeypatch.setattr(build, "BRACKET_TOKENS", dict.fromkeys(pairs, 1_024))
+
+    def finish(d_model: int, loss: float) -> None:
+        """Every run of a width, as `train` leaves it."""
+        for lr, lr_hidden in pairs[d_model]:
+            log = work / "bracket" / f"d{d_model:03d}-{lr:g}-{lr_hidden:g}" / "log.json"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(json.dumps([{"held_out_loss_nats": loss}]))
+
+    def losses(file: Path) -> dict[int, list[float]]:
+        found: dict[int, list[float]] = {}
+        for one in json.loads(file.read_text()):
+            found.setdefault(one["d_model"], []).append(one["held_out_loss_nats"])
+        return found
+
+    for d_model, loss in ((32, 3.0), (16, 4.0), (32, 2.0)):
+        finish(d_model, loss)
+        assert main(["ladder", "bracket", "--dir", str(work), "--widths", str(d_model)]) == 0
+    assert losses(work / "bracket.json") == {16: [4.0, 4.0], 32: [2.0]}
+    capsys.readouterr()
+    assert main(["ladder", "bracket", "--dir", str(work), "--widths", "16", "33"]) == 2
+    said = capsys.readouterr().err
+    assert "no learning rates are tried at width 33; give some of 16, 32, 64" in said
+    # The package has a width that was tried elsewhere.
+    shipped = tmp_path / "bracket.json"
+    shipped.write_text(json.dumps([
+        {"d_model": 64, "lr": 0.01, "lr_hidden": 0.005, "held_out_loss_nats": 1.0},
+        {"d_model": 32, "lr": 0.01, "lr_hidden": 0.005, "held_out_loss_nats": 9.0},
+    ]))  # fmt: skip
+    (work / "corpus_manifest.json").write_text("{}")
+    monkeypatch.setattr(build, "BRACKET_FILE", shipped)
+    monkeypatch.setattr(build.corpus_module, "MANIFEST_FILE", tmp_path / "manifest.json")
+    monkeypatch.setattr(build, "WIDTHS", ())
+    assert main(["ladder", "train", "--dir", str(work), "--ship"]) == 0
+    assert losses(shipped) == {16: [4.0, 4.0], 32: [2.0], 64: [1.0]}
 
 
 def read_without_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

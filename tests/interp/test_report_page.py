@@ -4,6 +4,8 @@ import base64
 import hashlib
 import json
 import re
+import resource
+import shutil
 import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -15,6 +17,7 @@ import report_run
 from browser import CHROMIUM, COMMAND
 from jinja2 import Environment as RealEnvironment
 
+from interp.cli import main
 from interp.report import page, write_report
 from interp.report.figures import all_figures
 from interp.report.reading import RunRecords, read_run, read_summary
@@ -95,6 +98,23 @@ def test_every_figure_is_written_twice_and_nothing_half(written: Path) -> None:
         "figures",
         "report.html",
     }
+
+
+def test_a_full_disk_is_told_in_a_line_and_leaves_the_report_as_it_was(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(written.parent, tmp_path / "run"))
+    before = {path: path.read_bytes() for path in run.rglob("*.*")}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, hard))
+    try:
+        status = main(["report", str(run)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "no space left" in line
+    assert {path: path.read_bytes() for path in run.rglob("*.*")} == before
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(written: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,6 +108,7 @@ def test_looking_changes_nothing(root: Path) -> None:
 
 def test_a_writer_is_seen_and_not_disturbed(root: Path) -> None:
     assert not is_held(root)
+    assert not is_held(root / "gone"), "a unit's mark goes when the unit is done"
     with only_writer(root):
         assert is_held(root)
         assert status(root).running
@@ -116,8 +119,63 @@ def test_a_writer_is_seen_and_not_disturbed(root: Path) -> None:
     assert not is_held(root)
 
 
+@pytest.mark.parametrize("n_looks", [0, 1])
+def test_a_file_may_go_between_two_looks(
+    root: Path, n_looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As files do that a running study replaces or no longer needs."""
+    [file] = root.rglob("sae-0000.safetensors")
+    look, looks = Path.stat, []
+
+    def stat(path: Path, **how: Any) -> os.stat_result:
+        if path == file:
+            looks.append(path)
+            if len(looks) == n_looks + 1:
+                file.unlink()
+        return look(path, **how)
+
+    before = status(root)
+    monkeypatch.setattr(Path, "stat", stat)
+    for _ in range(2):
+        assert status(root).n_units == before.n_units
+    assert not file.exists(), "it was looked at"
+
+
+def test_a_folder_may_go_before_it_is_listed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [folder] = root.rglob("training")
+    listing = os.scandir
+
+    def scandir(path: Any = ".") -> Any:
+        if str(path) == str(folder):  # removing it lists it, too, by a number
+            shutil.rmtree(folder)
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    begun = status(root).parts[2]
+    assert (begun.model, begun.detail) == ("two", "3 of 5 units; k 4")
+
+
+def test_an_artifact_that_goes_while_it_is_read_is_gone(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [file] = root.rglob("a--one/model.json")
+
+    def sha256(path: Path) -> str:
+        if path == file:
+            path.unlink()
+            path.read_bytes()
+        return "not read here"
+
+    monkeypatch.setattr("interp.durable.sha256", sha256)
+    loss = status(root).parts[1].units[0]
+    assert (loss.state, loss.why) == ("left", "work/a--one/model.json is gone")
+
+
 def test_the_command_prints_a_table_or_json(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "summary.json").write_text("{}")
+    assert main(["status", str(root)]) == 0
+    assert "; no report yet; " in capsys.readouterr().out, "it was stopped while it drew"
+    (root / "report.html").write_text("")
     assert main(["status", str(root)]) == 0
     shown = capsys.readouterr().out
     assert "2 of 6 parts done; report written; no process is at it; 1.5 minutes spent" in shown
