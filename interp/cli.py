@@ -81,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            # Of a write, which knows no name.
+            return _refuse(f"{error.strerror}; make room, then run the same line again")
         if error.errno not in _OF_THE_SYSTEM or error.filename is None:
             raise
         return _refuse(

@@ -72,18 +72,22 @@ def label_run(
 ) -> Iterator[Labelled]:
     """Every group of kept SAEs of a run at its first dictionary size, on held-out text.
 
-    Raises UserError for a model that is not in the run, a run without kept SAEs, text that is no
+    Models that could not be measured are left out, unless they are named. Raises UserError for a
+    model that is not in the run, a run without kept SAEs, text that is no
     Python, and a text or model that is another than the study counted on.
     """
     config = run.config
-    names = list(models or config.models)
+    measured = {m["name"] for m in run.summary["models"]}
+    names = list(models or [name for name in config.models if name in measured])
     if strangers := set(names) - set(config.models):
         raise UserError(
             f"{run.path} has no {', '.join(sorted(strangers))}; it has {', '.join(config.models)}"
         )
     corpus = load_text(config.text)
+    lost = {(failure["model"], failure["control"]) for failure in run.failures}
     for name in names:
-        for control in (TRAINED, TWIN) if name in config.twins else (TRAINED,):
+        has_twin = name in config.twins and (name, TWIN) not in lost
+        for control in (TRAINED, TWIN) if has_twin else (TRAINED,):
             groups = _groups(run, name, control)
             model = load(name)
             require_counted_on(

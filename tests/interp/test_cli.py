@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -297,6 +298,19 @@ def test_an_interrupt_says_how_to_go_on(
     monkeypatch.setattr(cli, "_models", interrupted)
     assert cli.main(["models"]) == 130
     assert "same line" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_in_a_write_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as write() has it: without a name
+
+    monkeypatch.setattr(cli, "_models", full)
+    assert cli.main(["models"]) == 2
+    assert capsys.readouterr().err == (
+        "interp: No space left on device; make room, then run the same line again\n"
+    )
 
 
 def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

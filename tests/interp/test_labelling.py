@@ -86,6 +86,17 @@ def test_a_study_is_labelled_from_the_command_line(
         assert {s["label"] for s in one["labels"]} <= set(LABELS)
     assert main(["labels", str(run.path), "--models", "other"]) == 2
     assert "has no other" in capsys.readouterr().err
+    # A study one model and one twin of which could not be measured.
+    whole = json.loads((run.path / "summary.json").read_text())
+    failed = {"model": model, "control": "random_init", "unit": "train", "error": "no memory"}
+    (run.path / "summary.json").write_text(json.dumps(whole | {"failures": [failed]}))
+    config_file = run.path / "config.resolved.yaml"
+    told = config_file.read_text()
+    config_file.write_text(told.replace("models:\n", "models:\n- gone\n", 1))
+    assert main(["labels", str(run.path), "--tokens", "8192", "--json"]) == 0
+    assert {f["control"] for f in json.loads(capsys.readouterr().out)} == {"trained"}
+    config_file.write_text(told)
+    (run.path / "summary.json").write_text(json.dumps(whole))
     kept = json.loads((run.path / "manifest.json").read_text())
     for other, told in (
         ({"text_sha256": "0" * 64}, f"the text {source} is not the one"),
