@@ -87,7 +87,7 @@ def _made_by(summary: dict[str, Any], name: str) -> str:
         return f"`{summary['command']}`"
     return (
         f"`interp study results/{name}/config.resolved.yaml --out runs/{name}`, measured here as "
-        f"{len(parts)} studies of other models each and put together by `interp merge`"
+        f"{len(parts)} studies of different models and put together by `interp merge`"
     )
 
 

@@ -110,10 +110,10 @@ def _no_answer(summary: Summary) -> str:
     name = feature_noun(summary.about)
     if not tried:
         return f"Not identified: this run holds no count of {name} at the primary layer."
-    return (
-        f"Not identified: none of the {plural(len(tried), 'count')} of {name} may be used "
-        f"({doubts(tried)}), so this run does not say how many a layer packs."
-    )
+    none = f"none of the {len(tried)} counts of {name} may be used"
+    if len(tried) == 1:
+        none = f"the one count of {name} may not be used"
+    return f"Not identified: {none} ({doubts(tried)}), so this run does not say how many a layer packs."
 
 
 def _sentence(summary: Summary, rows: Sequence[PackingRow], contrasts: Sequence[Contrast]) -> str:
