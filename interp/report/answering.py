@@ -113,7 +113,8 @@ def _no_answer(summary: Summary) -> str:
     none = f"none of the {len(tried)} counts of {name} may be used"
     if len(tried) == 1:
         none = f"the one count of {name} may not be used"
-    return f"Not identified: {none} ({doubts(tried)}), so this run does not say how many a layer packs."
+    why = doubts(tried)
+    return f"Not identified: {none} ({why}), so this run does not say how many a layer packs."
 
 
 def _sentence(summary: Summary, rows: Sequence[PackingRow], contrasts: Sequence[Contrast]) -> str:
