@@ -271,6 +271,10 @@ PRESETS: dict[str, StudyConfig] = {
     # and 8 latents per dimension come out full (0.94 and 0.90 of D after 8.4 million tokens, five
     # seeds), those of 16 do not (0.49 after 4.2 million, three seeds). Those of 4 converged with
     # 33,000 tokens per latent and those of 8 had not with 16,000, hence twice `full`'s tokens.
+    # That was at the learning rate before its bound. With it, five seeds of the base model alone:
+    # 16 per dimension 0.88 of D after 16.8 million tokens and still growing, 32 per dimension 0.75
+    # and growing; at FVU 0.20 8 per dimension 0.86. Size and FVU are to be settled anew, on the
+    # base model, before the arm is counted.
     "referee": StudyConfig(
         preset="referee",
         arm="constant_width",
