@@ -73,8 +73,8 @@ def label_run(
     """Every group of kept SAEs of a run at its first dictionary size, on held-out text.
 
     Models that could not be measured are left out, unless they are named. Raises UserError for a
-    model that is not in the run, a run without kept SAEs, text that is no
-    Python, and a text or model that is another than the study counted on.
+    model that is not in the run, a run without kept SAEs, text that is no Python, and a text or
+    model that is another than the study counted on.
     """
     config = run.config
     measured = {m["name"] for m in run.summary["models"]}

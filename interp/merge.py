@@ -31,8 +31,8 @@ OF_A_MACHINE = ("threads", "device", *NO_RESULT)
 """Fields that may differ: results agree within their intervals. The summary tells of threads and
 device."""
 _OF_FACT = ("name", "family", "arm", "d_model", "n_layers", "n_params", "train_tokens", "warnings",
-            "loss_nats_per_token", "loss_nats_per_byte", "loss_ci_nats_per_token", "parity_error",
-            "weights_sha256", "tokens_sha256")  # fmt: skip
+            "loss_nats_per_token", "loss_nats_per_byte", "loss_ci_nats_per_token",
+            "loss_ci_nats_per_byte", "parity_error", "weights_sha256", "tokens_sha256")  # fmt: skip
 _OF_MANIFEST: dict[str, Any] = {
     "code_sha256": str, "text_sha256": str, "text_warnings": list, "versions": dict,
     "weights_sha256": dict, "parity_error": dict, "tokens_sha256": dict, "units": dict,

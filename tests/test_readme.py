@@ -127,6 +127,32 @@ def test_figures_of_long_training_are_those_of_the_committed_run() -> None:
     assert f"{unused[1]} of them at width 192" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_what_pages_say_of_the_full_study_is_in_it() -> None:
+    """Tokens per latent that counts needed, and what the raw stream counts."""
+    packing = json.loads((ROOT / "results/full/summary.json").read_text())["packing"]
+    rows = [r for r in packing if r["estimator"] == "reproducible" and r["primary_layer"]]
+    counts = [r for r in rows if r["about"] == "contextual"]
+    settled = [r["tokens_per_latent"] for r in counts if r["converged"]]
+    moving = [r["tokens_per_latent"] for r in counts if not r["converged"]]
+    assert 32_500 < min(settled) < max(settled) < 131_500
+    assert sorted(t for t in moving if t > 26_500) == [pytest.approx(min(settled))]
+    told = " ".join((ROOT / "docs/how-to/own-model.md").read_text().split())
+    assert "all but one of the headline's counts settled with 33,000 to 131,000 training" in told
+    assert "and none with 26,000 or fewer" in told
+
+    widths = {m["name"]: m["d_model"] for m in json.loads(
+        (ROOT / "results/full/models.json").read_text())}  # fmt: skip
+    raw = [r for r in rows if r["about"] == "all"]
+    assert raw
+    for row in raw:
+        [twin] = row["controls"]
+        assert twin["value"] > row["value"], row["model"]
+        both_full = row["censored"] and twin["censored"]
+        assert both_full == (widths[row["model"]] <= 128), row["model"]
+    number = " ".join((ROOT / "docs/explanation/number.md").read_text().split())
+    assert "it is, at every width; up to width 128 both fill their dictionaries" in number
+
+
 def test_the_two_commands_and_one_figure_stand_on_the_first_screen() -> None:
     first = "\n".join((ROOT / "README.md").read_text().splitlines()[:40])
     assert "make study" in first
