@@ -62,8 +62,8 @@ def _like_untrained(rows: Sequence[PackingRow]) -> str:
 
 
 def _packing(arm: Arm, rows: Sequence[PackingRow], noun: str) -> str:
-    extent = f"{span(known_values(row.per_dim for row in rows))} {noun} per dimension over "
-    extent += plural(len(rows), "model")
+    values = known_values(row.per_dim for row in rows)
+    extent = f"{span(values)} {noun} per dimension over {plural(len(rows), 'model')}"
     tested = [r.moves for r in arm.responses if r.outcome == "packing" and r.moves is not None]
     moving = [lever_name(lever) for lever in arm.moving("packing")]
     if moving:

@@ -41,7 +41,7 @@ def caveats(summary: Summary) -> tuple[str, ...]:
         *_reconstruction(primary),
         *_twins(primary),
         *_uncalibrated(primary),
-        *_few(summary, used),
+        *_few(used),
         *_narrow(used),
         *_fits(summary),
         *_confounded(summary),
@@ -164,7 +164,7 @@ def _uncalibrated(rows: Sequence[PackingRow]) -> list[str]:
     ]
 
 
-def _few(summary: Summary, rows: Sequence[PackingRow]) -> list[str]:
+def _few(rows: Sequence[PackingRow]) -> list[str]:
     n = sum(row.counts and not row.censored for row in rows)
     if rows and n == 0 and all(row.censored for row in rows):
         return ["No rank correlation: a bound has no rank, and all counts are bounds."]

@@ -150,28 +150,21 @@ def _tokens(summary: Summary) -> str:
 
 def _strictness(summary: Summary) -> str:
     rows = strictness_rows(summary)
-    said, n_pairs, n_more = [], 0, 0
+    said: list[str] = []
+    differences = []
     for by in ("cosine", "correlation"):
-        pairs = [
-            with_strictness(row, mine, twins)
+        found = [
+            (mine, with_strictness(row, mine, twins))
             for row in rows
             for mine, twins in at_equal_strictness(row)
             if mine.by == by and mine.per_dim.value is not None
         ]
-        if not pairs:
+        if not found:
             return "Not answered: latents were matched in one way."
-        # The headline's own matching is a point of both tests, and told with the first.
-        new = [
-            with_strictness(row, mine, twins)
-            for row in rows
-            for mine, twins in at_equal_strictness(row)
-            if mine.by == by and not (mine.headline and by != "cosine")
-        ]
-        differences = [c for row in new if (c := contrast(row)) is not None]
-        n_pairs, n_more = (
-            n_pairs + len(differences),
-            n_more + sum(c.verdict is Verdict.MORE for c in differences),
-        )
+        pairs = [row for _, row in found]
+        # The headline's own matching is a point of both tests, and one pair.
+        once = [row for mine, row in found if by == "cosine" or not mine.headline]
+        differences += [c for row in once if (c := contrast(row)) is not None]
         least = [one.at for row in rows for one in row.strictness if one.by == by]
         text = (
             f"with a {by} of at least {_places(least)} trained models count "
@@ -180,11 +173,12 @@ def _strictness(summary: Summary) -> str:
         twins = known_values(row.twin.per_dim for row in pairs if row.twin is not None)
         said.append(text + (f" and twins {span(twins)}" if twins else ""))
     reply = f"Per dimension: {'; '.join(said)}."
-    if not n_pairs:
+    if not differences:
         return reply
+    more = sum(c.verdict is Verdict.MORE for c in differences)
     return (
-        f"{reply} Trained minus twin lies above zero at {n_more} of {n_pairs} pairs of a model "
-        "and a threshold."
+        f"{reply} Trained minus twin lies above zero at {more} of {len(differences)} pairs of a "
+        "model and a threshold."
     )
 
 
@@ -197,8 +191,7 @@ def _other_k(summary: Summary) -> str:
             others.setdefault(row.k_rule, []).append(row)
     if len(others) < 2:
         return "Not answered: one rule for k was run."
-    order = [rule for rule in (*_RULES, *others) if rule in others]
-    by_rule = {rule: others[rule] for rule in dict.fromkeys(order)}
+    by_rule = {rule: others[rule] for rule in dict.fromkeys((*_RULES, *others)) if rule in others}
     said = [
         f"{span(known_values(row.per_dim for row in found))} with {_RULES.get(rule, rule)}"
         f"{_at_k([row.k for row in found], _unsettled(found))}"
