@@ -28,7 +28,7 @@ def readme() -> ModuleType:
 
 def test_the_generated_blocks_are_current(readme: ModuleType) -> None:
     text = (ROOT / "README.md").read_text()
-    assert readme.rendered(text) == text, "run `make readme`"
+    assert readme.rendered(text, readme.README_BLOCKS) == text, "run `make readme`"
 
 
 def test_the_findings_are_those_of_the_committed_runs(readme: ModuleType) -> None:
@@ -38,20 +38,17 @@ def test_the_findings_are_those_of_the_committed_runs(readme: ModuleType) -> Non
     assert not [p.name for p in folders if f"{p.name}/" not in text], "every folder is told of"
 
 
-def test_a_finding_is_told_from_its_numbers(
-    readme: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finding_is_told_from_its_numbers(readme: ModuleType, tmp_path: Path) -> None:
     """Of two runs that differ in what was planted, each block says its own."""
     sys.path.append(str(ROOT / "tests" / "interp"))
     import arm_run
 
-    monkeypatch.setattr(readme, "ROOT", tmp_path)
-    assert "not committed yet" in readme.constant_width()
+    assert "not committed yet" in readme.studies.constant_width(tmp_path)
     told = []
     for loss in (arm_run.loss_follows, arm_run.nothing):
         data = arm_run.summary(arm_run.decay_packs, loss)
         arm_run.write_run(tmp_path / "results" / "referee", data)
-        text = readme.constant_width()
+        text = readme.studies.constant_width(tmp_path)
         assert data["headline"] in text
         assert data["command"] in text
         assert "What a referee would say" in text
@@ -61,17 +58,25 @@ def test_a_finding_is_told_from_its_numbers(
     assert "no evidence that loss moves with it" in told[1]
 
 
-def test_a_study_measured_in_parts_quotes_the_line_that_measures_all(readme: ModuleType) -> None:
-    summary = json.loads((ROOT / "results" / readme.RUN / "summary.json").read_text())
+def test_a_study_measured_in_parts_quotes_the_line_that_measures_all(
+    readme: ModuleType, tmp_path: Path
+) -> None:
+    run = readme.studies.RUN
+    summary = json.loads((ROOT / "results" / run / "summary.json").read_text())
     parts = [{"command": f"interp study {one}.yaml"} for one in "ab"]
-    told = readme.figure(summary | {"command": "interp merge a b", "merged_from": parts})
-    assert f"`interp study results/{readme.RUN}/config.resolved.yaml --out" in told
+    summary |= {"command": "interp merge a b", "merged_from": parts}
+    (tmp_path / "results" / run).mkdir(parents=True)
+    (tmp_path / "results" / run / "summary.json").write_text(json.dumps(summary))
+    told = readme.studies.figure(tmp_path)
+    assert f"`interp study results/{run}/config.resolved.yaml --out" in told
     assert "2 studies" in told
     assert "`interp merge`" in told
 
 
 def test_every_module_is_listed_once(readme: ModuleType) -> None:
-    listed = re.findall(r"^- `((?:interp|saes)/[\w/]+\.py)`: \S", readme.modules(), re.MULTILINE)
+    listed = re.findall(
+        r"^- `((?:interp|saes)/[\w/]+\.py)`: \S", readme.package.modules(ROOT), re.MULTILINE
+    )
     paths = [p for package in ("interp", "saes") for p in (ROOT / package).rglob("*.py")]
     tree = [p.relative_to(ROOT).as_posix() for p in paths]
     assert sorted(listed) == sorted(tree)

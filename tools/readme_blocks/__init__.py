@@ -1,0 +1,1 @@
+"""What `tools/readme.py` writes between the markers: one function of the repository per block."""

@@ -1,0 +1,94 @@
+"""Estimators and toy models beside what is known: figures, tables and verdicts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from interp.report.wording import span
+
+
+def toy(root: Path) -> str:
+    """The toy model's reproduction table, from the largest committed sweep."""
+    for name in ("toy_small", "toy_reduced", "toy_demo"):
+        folder = root / "results" / name
+        if (folder / "summary.json").exists():
+            summary = json.loads((folder / "summary.json").read_text())
+            why = f", [why some rows differ](results/{name}/README.md)"
+            return (
+                f"{(folder / 'reproduction.md').read_text()}\n"
+                f"`{summary['command']}`, {summary['n_models']} models, "
+                f"{summary['cpu_seconds'] / 60:.0f} CPU minutes; agrees means that the two "
+                f"intervals overlap. Figures and numbers in [`results/{name}/`](results/{name}/)"
+                f"{why if (folder / 'README.md').exists() else ''}."
+            )
+    return "*(no committed run yet)*"
+
+
+def calibration(root: Path) -> str:
+    """Figure and verdicts of the committed calibration."""
+    folder = root / "results" / "calibration"
+    if not (folder / "summary.json").exists():
+        return "*(no committed run yet)*"
+    summary = json.loads((folder / "summary.json").read_text())
+    lines = [
+        "![Estimated against true features per dimension]"
+        "(results/calibration/figures/calibration.png)",
+        "",
+        "| gate | value | limit | |",
+        "|---|---|---|---|",
+    ]
+    for gate in summary["gates"]:
+        value = "-" if gate["value"] is None else f"{gate['value']:+.3f}"
+        low, high = gate["limit"]
+        verdict = {True: "passed", False: "**failed**", None: "undecided"}[gate["passed"]]
+        lines.append(f"| {gate['name']} | {value} | {low:g} to {high:g} | {verdict} |")
+    minutes = float(summary["wall_time_seconds"]) / 60
+    return "\n".join(lines) + (
+        "\n\n`saturation` is N, the level at which counts of growing dictionaries stop; "
+        "`saturation_atoms` is N without latents that stand for two others. Undecided: too few "
+        "replicates for the gate to speak, whatever the value.\n\n"
+        f"{_plain_count(folder)}\n\n"
+        f"`{summary['command']}`, {summary['n_replicates']} data sets, "
+        f"{minutes:.0f} minutes; every cell in [`results/calibration/`](results/calibration/)."
+    )
+
+
+def verdicts(root: Path) -> str:
+    """Every gate of the committed calibration in the words fixed beforehand."""
+    file = root / "results" / "calibration" / "summary.json"
+    if not file.exists():
+        return "*(`interp calibrate` is not committed yet)*"
+    summary = json.loads(file.read_text())
+    judged = {True: "Passed", False: "**Failed**"}
+    decided = [gate for gate in summary["gates"] if gate["passed"] is not None]
+    lines = [f"- {judged[gate['passed']]} ({gate['name']}): {gate['verdict']}" for gate in decided]
+    if left := [gate for gate in summary["gates"] if gate["passed"] is None]:
+        lines.append(f"- {left[0]['verdict']} So are: {', '.join(g['name'] for g in left)}.")
+    return "\n".join([*lines, "", f"`{summary['command']}`; [`calibration/`](calibration/)."])
+
+
+def _plain_count(folder: Path) -> str:
+    """How the count at one dictionary size, which studies quote, did in the same cells."""
+    rows = pd.read_parquet(folder / "results.parquet")
+    rows = rows[(rows["estimator"] == "reproducible") & rows["value"].notna()]
+    ratio = rows["d_sae"] / rows["n_features"]
+
+    def shares(kept: pd.Series) -> str:
+        found = rows[kept]
+        settled = int((found["converged"] == True).sum())  # noqa: E712
+        filled = (100 * found["value"] / found["d_sae"]).tolist()
+        return f"{span(filled, '{:.0f}%'.format)} of D ({settled} of {len(found)} converged)"
+
+    exact = rows[(ratio == 2) & (rows["converged"] == True)]  # noqa: E712
+    off = (100 * (exact["value"] / exact["n_features"] - 1)).tolist()
+    return (
+        "The count at one size (`reproducible`), which a study's headline gives, in the same cells "
+        f"(synthetic data of width 32): with at most as many latents as true features "
+        f"{shares(ratio <= 1)}, with twice as many {shares(ratio == 2)}, with four times and more "
+        f"{shares(ratio >= 4)}. A full dictionary "
+        f"is what one too small looks like. Converged counts at twice the true number were "
+        f"{span(off, '{:+.0f}%'.format)} off it."
+    )
