@@ -166,13 +166,30 @@ class Graph:
         return json.loads(file.read_text())
 
     def sae_items(self, unit: Unit, spot: Spot) -> dict[str, Any]:
-        """The SAEs of a spot: their configs by item. Two rules that agree on k share them."""
+        """The SAEs of a spot: their configs by item.
+
+        Two rules that agree on k share them, trained for as long as the longer of the two asks.
+        """
+        k = self.k_of(unit, spot)["k"]
+        sharing = [one for one in self._of_same_kind(unit, spot) if self.k_of(unit, one)["k"] == k]
+        longest = max([spot, *sharing], key=lambda one: sae_tokens(self.config, one))
         d_model = self.sources.models[unit.model].d_model
-        configs = seed_configs(self.config, d_model, spot, self.k_of(unit, spot)["k"])
         return {
-            f"{spot.stream}/{one.name}/{role}": one for role, group in configs.items()
+            f"{spot.stream}/{one.name}/{role}": one
+            for role, group in seed_configs(self.config, d_model, longest, k).items()
             for one in group
-        }  # fmt: skip
+        }
+
+    def _of_same_kind(self, unit: Unit, spot: Spot) -> list[Spot]:
+        """The part's spots with dictionaries of this kind in this place, where k is known."""
+        pilots = Unit(unit.model, unit.control, "pilots")
+        return [
+            one
+            for one in self.spots(unit)
+            if (one.stream, one.size(0)) == (spot.stream, spot.size(0))
+            and (one.k_rule != "fvu"
+                 or all(f.exists() for f in files_of(self.folder, pilots, one.name)))
+        ]  # fmt: skip
 
     def work(self, unit: Unit) -> float:
         """Relative cost of a unit, about seconds, for the progress line."""

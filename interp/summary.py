@@ -39,6 +39,11 @@ def tidy(rows: pd.DataFrame, facts: list[dict[str, Any]]) -> pd.DataFrame:
         frame[column] = frame[column].astype("Int64")
     for column in ("value", "ci_low", "ci_high"):
         frame[column] = frame[column].astype("float64")
+    # Two rules that agree on k share SAEs, trained for as long as the longer of the two asks.
+    told = frame["quantity"] == "tokens_per_latent"
+    shared = ["model", "control", "hook_point", "about", "d_sae", "architecture", "k"]
+    longest = frame[told].groupby(shared, dropna=False)["value"].transform("max")
+    frame.loc[told, "value"] = longest
     keys = ["d_model", "model", "control", "layer", "about", "d_sae", "architecture", "k_rule",
             "role", "k", "seed"]  # fmt: skip
     return frame.sort_values([*keys, "quantity"], na_position="first", kind="stable").reset_index(

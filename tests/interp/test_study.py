@@ -250,6 +250,28 @@ def test_the_headline_trains_longer_at_a_confirmed_k(config: StudyConfig, tmp_pa
         assert set(main.k) == {nearest.k}
 
 
+def test_a_rule_that_agrees_on_k_shares_the_longer_training(
+    config: StudyConfig, tmp_path: Path
+) -> None:
+    """Whichever rule comes last, the headline's SAEs have the headline's tokens."""
+    model = config.models[-1]
+    longer = {"models": (model,), "twins": (), "shuffled": (), "gaussian": (), "streams":
+              ("contextual",), "other_layers": False, "d_sae_per_d_model": (2,),
+              "primary_sae_tokens": 12_288, "other_k_rules": ()}  # fmt: skip
+    alone = run_study(config.model_copy(update=longer), tmp_path / "alone", quiet=True)
+    [own] = (r for r in alone.summary["packing"] if r["estimator"] == "reproducible")
+    longer |= {"other_k_rules": ("constant",), "constant_k": own["k"]}
+    run = run_study(config.model_copy(update=longer), tmp_path / "both", quiet=True)
+    [again] = (r for r in run.summary["packing"] if r["estimator"] == "reproducible")
+    assert again == own
+    tokens = run.results[run.results.quantity == "tokens_per_latent"]
+    assert sorted(tokens.k_rule) == ["constant", "fvu"]
+    assert set(tokens.value * tokens.d_sae) == {12_288}
+    configs = [json.loads(f.read_text())["metadata"]["superscope"]["config"]
+               for f in (run.path / "saes").rglob("cfg.json")]  # fmt: skip
+    assert [c["n_tokens"] for c in configs] == [12_288] * config.n_seeds
+
+
 def test_the_same_line_again_redoes_nothing(
     run: Run, config: StudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
