@@ -330,13 +330,16 @@ def resolve_config(what: str, overrides: dict[str, object]) -> StudyConfig:
             f"({', '.join(families.names())}), or the path of a YAML file"
         )
     data = base.model_dump() | overrides
-    if what == "referee" and len(data["models"]) < 2:
+    if what == "referee" and "models" not in overrides and len(data["models"]) < 2:
         raise UserError(
             "referee: the models of the constant-width arm are not here; "
             "`interp ladder arm --ship` trains them, or name your own with --models"
         )
     if "models" in overrides:
-        data["twins"] = tuple(m for m in data["models"] if m in base.twins) or tuple(data["models"])
+        data["twins"] = tuple(m for m in data["models"] if m in base.twins)
+        if not data["twins"] and base.arm != "constant_width":
+            # Of an arm the base model's twin serves all, also where they are measured in parts.
+            data["twins"] = tuple(data["models"])
         for control in ("shuffled", "gaussian"):
             data[control] = tuple(m for m in data["models"] if m in getattr(base, control))
         data["loss_only_models"] = ()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,16 @@ def names() -> list[str]:
 
 
 def arm_names() -> list[str]:
-    """The shipped models of the constant-width arm: `ladder/d064-rows-neg1`, ..."""
-    return [name for name in _shipped() if "-" in name]
+    """The shipped models of the constant-width arm: `ladder/d064-rows-neg1`, ...
+
+    One of each lever in turn, so that a study cut short has some of each.
+    """
+    by_lever: dict[str, list[str]] = {}
+    for name in _shipped():
+        if "-" in name:
+            by_lever.setdefault(name.split("-")[1], []).append(name)
+    rounds = chain.from_iterable(zip_longest(*by_lever.values()))
+    return [name for name in rounds if name is not None]
 
 
 def _shipped() -> list[str]:

@@ -8,7 +8,8 @@ import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,15 @@ from transformers import PreTrainedTokenizerFast
 
 from interp import durable
 from interp.errors import UserError
-from interp.ladder import BUDGETS_FILE, CHECKPOINTS, PREFIX, RECORDS_FILE, tokenizer_path
+from interp.ladder import (
+    BUDGETS_FILE,
+    CHECKPOINTS,
+    PREFIX,
+    RECORDS_FILE,
+    arm_names,
+    budgets,
+    tokenizer_path,
+)
 from interp.ladder import corpus as corpus_module
 from interp.ladder.arm import base_recipe, variants
 from interp.ladder.card import BRACKET_FILE, write_card
@@ -131,7 +140,9 @@ def train_arm(
     """Train the models of the constant-width arm, or those of them that are named.
 
     In the arm's order; of runs that begin alike (token budgets) the common steps are taken once.
-    Raises UserError for a name that is not in the arm.
+    What another process is training is left to it, and with `ship` what is in the package already
+    is left as it is: so two processes share the work, and another machine goes on with it.
+    Raises UserError for a name that is not in the arm, and for another corpus than the ladder's.
     """
     by_name = {variant.name: variant for variant in variants()}
     names = {name.removeprefix(PREFIX) for name in only or by_name}
@@ -140,26 +151,33 @@ def train_arm(
             f"the arm has no {', '.join(sorted(unknown))}; there are: {', '.join(by_name)}"
         )
     ids = _ids(work_dir)
+    _require_corpus(work_dir)
     baseline = bigram_loss(ids["train"], ids["held_out"])
     for name, variant in by_name.items():
         if name not in names:
             continue
-        run_dir = work_dir / "arm" / name
         recipe = variant.recipe
-        train_ids = ids["train"]
-        if recipe.n_projects is not None:
-            train_ids = _projects_stream(work_dir, recipe.n_projects)
-        model = train(
-            recipe,
-            train_ids,
-            ids["held_out"],
-            run_dir,
-            **_branches(work_dir, recipe),
-            heartbeat=_heartbeat(name, recipe),
-        )
-        if ship:
-            lever = {"name": variant.lever, "value": variant.value}
-            _ship(model, name, recipe, baseline, run_dir, work_dir, evaluate, lever=lever)
+        if ship and _is_shipped(name, recipe):
+            _say(f"{name}: in the package already")
+            continue
+        run_dir = work_dir / "arm" / name
+        with _unless_held(run_dir) as held:
+            if held:
+                continue
+            train_ids = ids["train"]
+            if recipe.n_projects is not None:
+                train_ids = _projects_stream(work_dir, recipe.n_projects)
+            model = train(
+                recipe,
+                train_ids,
+                ids["held_out"],
+                run_dir,
+                **_branches(work_dir, recipe),
+                heartbeat=_heartbeat(name, recipe),
+            )
+            if ship:
+                lever = {"name": variant.lever, "value": variant.value}
+                _ship(model, name, recipe, baseline, run_dir, work_dir, evaluate, lever=lever)
 
 
 def train_budgets(
@@ -167,33 +185,90 @@ def train_budgets(
 ) -> None:
     """Loss of every width after fewer tokens, each with a decay of its own, into `budgets.json`.
 
-    `ship` puts the losses into the package and the model card; these models stay behind.
+    `ship` puts the losses into the package and the model card; these models stay behind. Widths
+    that another process is at, or that are in the package, are left as by `train_arm`.
+    Raises UserError for another corpus than the ladder's.
     """
     ids = _ids(work_dir)
+    _require_corpus(work_dir)
     for d_model in widths or WIDTHS:
         whole = base_recipe(d_model)
-        for share in sorted(BUDGET_SHARES, reverse=True):
-            recipe = whole.with_budget(int(whole.n_tokens * share))
-            name = f"d{d_model:03d}-{share:g}"
-            run_dir = work_dir / "budgets" / name
-            if _finished_log(run_dir) is None:
-                train(
-                    recipe,
-                    ids["train"],
-                    ids["held_out"],
-                    run_dir,
-                    **_branches(work_dir, recipe),
-                    heartbeat=_heartbeat(name, recipe),
-                )
-            found = {
-                "d_model": d_model,
-                "n_tokens": recipe.n_tokens,
-                "held_out_projects_nats_per_token": _log(run_dir)[-1]["held_out_loss_nats"],
-            }
-            _merge(work_dir / BUDGETS_FILE.name, [found], _BUDGET)
-    if ship:
-        _merge(BUDGETS_FILE, _known(work_dir / BUDGETS_FILE.name), _BUDGET)
+        recipes = {
+            f"d{d_model:03d}-{share:g}": whole.with_budget(int(whole.n_tokens * share))
+            for share in sorted(BUDGET_SHARES, reverse=True)
+        }
+        told = [one.get("recipe") for one in budgets()]
+        if ship and all(recipe.model_dump() in told for recipe in recipes.values()):
+            _say(f"d{d_model:03d}: in the package already")
+            continue
+        # The smaller budget branches off the larger, so one process takes both.
+        with _unless_held(work_dir / "budgets" / next(iter(recipes))) as held:
+            if held:
+                continue
+            found = [_budget(work_dir, name, recipe, ids) for name, recipe in recipes.items()]
+            if ship:
+                _ship_budgets(found)
+
+
+def _budget(
+    work_dir: Path, name: str, recipe: Recipe, ids: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """One loss after fewer tokens, trained unless it was."""
+    run_dir = work_dir / "budgets" / name
+    log = _finished_log(run_dir)
+    if log is None:
+        train(
+            recipe,
+            ids["train"],
+            ids["held_out"],
+            run_dir,
+            **_branches(work_dir, recipe),
+            heartbeat=_heartbeat(name, recipe),
+        )
+        log = _log(run_dir)
+    return {
+        "d_model": recipe.d_model,
+        "n_tokens": recipe.n_tokens,
+        "held_out_projects_nats_per_token": log[-1]["held_out_loss_nats"],
+        "recipe": recipe.model_dump(),
+    }
+
+
+def _ship_budgets(found: Sequence[dict[str, Any]]) -> None:
+    with durable.only_writer(CHECKPOINTS, wait_seconds=SHIPPING_SECONDS):
+        _merge(BUDGETS_FILE, found, _BUDGET)
         write_card()
+
+
+@contextmanager
+def _unless_held(run_dir: Path) -> Iterator[bool]:
+    """Hold a run's folder; True where another process does, which then finishes the run."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(durable.only_writer(run_dir))
+        except UserError:
+            _say(f"{run_dir.name}: another process is at it")
+            yield True
+            return
+        yield False
+
+
+def _is_shipped(name: str, recipe: Recipe) -> bool:
+    """Whether the package has this model of the arm, with all that is said of it."""
+    record = json.loads(RECORDS_FILE.read_text()).get(PREFIX + name, {})
+    there = PREFIX + name in arm_names() and "rows" in record
+    return there and record["recipe"] == recipe.model_dump()
+
+
+def _require_corpus(work_dir: Path) -> None:
+    """Raise UserError where the working folder's corpus is not the one of the shipped models."""
+    made, shipped = work_dir / "corpus_manifest.json", corpus_module.MANIFEST_FILE
+    if not made.exists() or json.loads(made.read_text()) != json.loads(shipped.read_text()):
+        raise UserError(
+            f"{work_dir} holds another corpus than the one that the ladder's models were trained "
+            f"on ({shipped.name} differs); run `interp ladder corpus` in a fresh folder"
+        )
 
 
 def _merge(file: Path, found: Sequence[dict[str, Any]], key: Sequence[str]) -> None:
@@ -302,13 +377,6 @@ def export(
     fresh.load_state_dict(model.state_dict())
     fresh.set_attn_implementation("sdpa")
     fresh.config.train_tokens = recipe.n_tokens
-    with tempfile.TemporaryDirectory(dir=CHECKPOINTS) as partial:
-        fresh.half().save_pretrained(partial)
-        target = CHECKPOINTS / name
-        target.mkdir(exist_ok=True)
-        for file in ("config.json", "model.safetensors"):
-            shutil.move(str(Path(partial) / file), target / file)
-            (target / file).chmod(0o644)
     losses = [line["train_loss_nats"] for line in log]
     record = {
         "d_model": recipe.d_model,
@@ -321,7 +389,15 @@ def export(
         "train_loss_nats": [[line["n_tokens"], round(line["train_loss_nats"], 4)] for line in log],
         **({} if lever is None else {"lever": lever}),
     }
+    # First the record: a model that is there without one would break whoever asks for its lever.
     add_to_record(PREFIX + name, record)
+    with tempfile.TemporaryDirectory(dir=CHECKPOINTS, prefix=".partial-") as partial:
+        fresh.half().save_pretrained(partial)
+        target = CHECKPOINTS / name
+        target.mkdir(exist_ok=True)
+        for file in ("config.json", "model.safetensors"):
+            shutil.move(str(Path(partial) / file), target / file)
+            (target / file).chmod(0o644)
 
 
 def add_to_record(name: str, facts: dict[str, Any]) -> None:

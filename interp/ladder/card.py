@@ -59,8 +59,10 @@ is the ladder's own model. Signed decay gamma: W -= lr gamma W where it is not n
 is, every vector of the residual stream is pulled to norm 1 (w -= lr gamma w (1/|w| - 1)). Rows of
 the base model are longer than 1, so a negative gamma may shorten them too. The last columns are
 what each value did to the embedding's rows: mean norm, share above 1/2, and mean squared cosine
-(1/64 at random). Seeds change the initial weights and leave the order of the data as it is. Models
-of fewer projects read them several times over, so that lever is variety and repetition at once.
+(1/64 at random). A seed other than the base model's 0 changes the initial weights and the order of
+the batches; all other models share both with the base model. Models of fewer projects read them
+several times over, and each number of projects is one draw: that lever is variety, repetition and
+choice at once.
 
 | model | lever | value | held-out projects | deps | stdlib | spikes | norm | > 1/2 | cos² |
 |---|---|---|---|---|---|---|---|---|---|

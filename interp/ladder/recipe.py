@@ -43,6 +43,7 @@ class Recipe(BaseModel):
     beta2: float = 0.98
     clip_norm: float = 1.0
     seed: int = 0
+    """Of the initial weights and, other than 0, of the order of the batches."""
     n_threads: int = 1  # two models at once on two cores beat one model on both
     compile: bool = True  # torch.compile: about a quarter less time, needs a C++ compiler
 
@@ -65,10 +66,14 @@ class Recipe(BaseModel):
         return (self.n_steps - step) / (self.n_steps - self.decay_start)
 
     def same_until(self, step: int, other: Recipe) -> bool:
-        """Whether a run of the other recipe has taken the same steps when it reaches `step`."""
+        """Whether a run of the other recipe has taken the same steps when it reaches `step`.
+
+        Two budgets of a seed other than 0 differ from the first: each shuffles its own steps.
+        """
         budget = {"n_tokens", "warmup_fraction", "decay_fraction", "n_threads", "compile"}
         return (
             self.model_dump(exclude=budget) == other.model_dump(exclude=budget)
+            and (not self.seed or self.n_steps == other.n_steps)
             and step <= min(self.n_steps, other.n_steps)
             and all(self.schedule(s) == other.schedule(s) for s in range(step))
         )

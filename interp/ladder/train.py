@@ -7,11 +7,13 @@ of tokens branches off them: until its own decay it would take the same steps.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,7 @@ from interp.ladder.recipe import (
 
 CHECKPOINT_SECONDS = 120.0
 STABLE = "stable.safetensors"
+TEXT = "text.sha256"
 MICRO_SEQUENCES = 8
 ATTENTION = "sdpa_fp32"
 
@@ -113,14 +116,23 @@ def build_model(d_model: int, seed: int = 0) -> GPT2LMHeadModel:
 def batch_at(ids: np.ndarray, step: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Inputs and targets of a step, [batch pos] each: consecutive windows of the token stream.
 
-    Only a recipe that limits its projects reads a stream again from its start.
+    Seed 0 takes them as they come, any other in an order of its own. Only a recipe that limits its
+    projects reads a stream again from its start.
     """
     rows = recipe.batch_tokens // N_CTX
+    if recipe.seed:
+        step = int(_order(recipe.seed, recipe.n_steps)[step])
     start = step * recipe.batch_tokens
     if recipe.n_projects is not None:
         start %= len(ids) - recipe.batch_tokens
     window = torch.from_numpy(ids[start : start + recipe.batch_tokens + 1].astype(np.int64))
     return window[:-1].view(rows, N_CTX), window[1:].view(rows, N_CTX)
+
+
+@cache
+def _order(seed: int, n_steps: int) -> np.ndarray:
+    """Which batch each step of a seed takes."""
+    return np.random.default_rng(seed).permutation(n_steps)
 
 
 def mean_loss(model: GPT2LMHeadModel, x: Tensor, y: Tensor) -> Tensor:
@@ -181,7 +193,7 @@ def train(
     stable phase weights and optimizer: `stable.safetensors` where the decay begins, and
     `stable-STEP.safetensors` for every step in `keep_at`. `trunks`: folders of runs that may take
     the same steps at first; what they kept of them is not taken again.
-    Raises UserError when the stream is too short or `run_dir` holds another recipe.
+    Raises UserError when the stream is too short or `run_dir` holds another recipe or text.
     """
     needed = recipe.n_steps * recipe.batch_tokens + 1
     if recipe.n_projects is not None:
@@ -193,11 +205,12 @@ def train(
         )
     torch.set_num_threads(recipe.n_threads)
     run_dir.mkdir(parents=True, exist_ok=True)
-    _claim(run_dir, recipe)
+    text = hashlib.sha256(np.ascontiguousarray(train_ids)).hexdigest()
+    _claim(run_dir, recipe, text)
     model = build_model(recipe.d_model, recipe.seed)
     model.train()
     optimizer = _optimizer(model, recipe)
-    state = _resume(_start(run_dir, recipe, trunks), model, optimizer)
+    state = _resume(_start(run_dir, recipe, text, trunks), model, optimizer)
     compute_loss = torch.compile(mean_loss) if recipe.compile else mean_loss
     last_save = mark = time.monotonic()
     running: list[float] = []
@@ -262,14 +275,14 @@ def _optimizer(model: GPT2LMHeadModel, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), fused=True)
 
 
-def _start(run_dir: Path, recipe: Recipe, trunks: Sequence[Path]) -> Path:
+def _start(run_dir: Path, recipe: Recipe, text: str, trunks: Sequence[Path]) -> Path:
     """The file to go on from: its own, or the latest that another run shares. It need not exist."""
     own = run_dir / "state.safetensors"
     if own.exists():
         return own
     shared = {}
     for trunk in trunks:
-        if trunk != run_dir and (trunk / "recipe.json").exists():
+        if trunk != run_dir and _text_of(trunk) == text and (trunk / "recipe.json").exists():
             other = Recipe.model_validate_json((trunk / "recipe.json").read_text())
             for file in sorted(trunk.glob("stable*.safetensors")):
                 step = _read_state(file).step
@@ -278,11 +291,20 @@ def _start(run_dir: Path, recipe: Recipe, trunks: Sequence[Path]) -> Path:
     return shared[max(shared)] if shared else own
 
 
-def _claim(run_dir: Path, recipe: Recipe) -> None:
+def _claim(run_dir: Path, recipe: Recipe, text: str) -> None:
     path = run_dir / "recipe.json"
     if path.exists() and Recipe.model_validate_json(path.read_text()) != recipe:
         raise UserError(f"{run_dir} holds a run of another recipe; choose another folder")
+    if _text_of(run_dir) not in (None, text):
+        raise UserError(f"{run_dir} holds a run on another text; choose another folder")
+    durable.write(run_dir / TEXT, text.encode())
     durable.write(path, (recipe.model_dump_json(indent=1) + "\n").encode())
+
+
+def _text_of(run_dir: Path) -> str | None:
+    """SHA-256 of the tokens that a run was begun with."""
+    file = run_dir / TEXT
+    return file.read_text() if file.exists() else None
 
 
 def _save(

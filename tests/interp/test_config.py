@@ -122,6 +122,9 @@ def test_the_arm_is_not_studied_without_its_models(monkeypatch: pytest.MonkeyPat
         resolve_config("referee", {})
     assert "interp ladder arm --ship" in one_line(refused)
     named = resolve_config("referee", {"models": ("ladder/d064", "ladder/d032")})
+    # Measured in parts, to be merged: the base model's twin is the arm's.
+    part = resolve_config("referee", {"models": ("ladder/d032",)})
+    assert (part.models, part.twins, part.gaussian) == (("ladder/d032",), (), ())
     assert named.models == ("ladder/d064", "ladder/d032")
 
 

@@ -285,6 +285,12 @@ def test_a_run_folder_of_another_recipe_is_refused(tmp_path: Path, stream: np.nd
         train(tiny_recipe(n_tokens=512, lr=0.02), stream, stream, tmp_path)
 
 
+def test_a_run_on_another_text_is_refused(tmp_path: Path, stream: np.ndarray) -> None:
+    train(tiny_recipe(n_tokens=512), stream, stream, tmp_path)
+    with pytest.raises(UserError, match="another text"):
+        train(tiny_recipe(n_tokens=512), stream[::-1], stream, tmp_path)
+
+
 def test_too_short_a_stream_is_refused(tmp_path: Path, stream: np.ndarray) -> None:
     with pytest.raises(UserError, match="fewer than"):
         train(tiny_recipe(n_tokens=10**6), stream, stream, tmp_path / "run")

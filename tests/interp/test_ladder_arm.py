@@ -181,6 +181,31 @@ def test_what_a_killed_export_leaves_is_no_model(
     assert (ladder.names(), ladder.arm_names()) == (["ladder/d064"], ["ladder/d064-rows-1"])
 
 
+def test_a_seed_has_an_order_of_its_own_and_leaves_no_batch_out() -> None:
+    ids = np.arange(512 * 40 + 1).astype(np.uint16)
+
+    def starts(recipe: Recipe) -> list[int]:
+        return [int(batch_at(ids, s, recipe)[0][0, 0]) for s in range(recipe.n_steps)]
+
+    as_they_come = [512 * step for step in range(40)]
+    assert starts(tiny(512 * 40)) == as_they_come
+    one, two = (starts(tiny(512 * 40, seed=seed)) for seed in (1, 2))
+    assert sorted(one) == sorted(two) == as_they_come
+    assert one != two != as_they_come != one
+    assert not tiny(512 * 40, seed=1).same_until(4, tiny(512 * 40, seed=1).with_budget(512 * 20))
+
+
+def test_arm_models_come_one_of_each_lever_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("d064", "d064-rows-1", "d064-rows-3", "d064-seed-1", "d064-tokens-6m"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+    monkeypatch.setattr(ladder, "CHECKPOINTS", tmp_path)
+    levers = [name.split("-")[1] for name in ladder.arm_names()]
+    assert levers == ["rows", "seed", "tokens", "rows"]
+
+
 def test_few_projects_are_read_again_from_the_start() -> None:
     recipe = tiny(512 * 40, n_projects=1)
     ids = np.arange(512 * 3 + 1).astype(np.uint16)

@@ -16,7 +16,7 @@ import pytest
 import tiny_ladder
 import torch
 
-from interp import ladder
+from interp import durable, ladder
 from interp.cli import main
 from interp.errors import UserError
 from interp.fits import fit_jointly
@@ -59,7 +59,7 @@ def test_a_killed_arm_goes_on_and_ships_the_same_models(
             tiny_ladder.redirect(package, patch.setattr)
             tiny_ladder.run("arm", work)
             names = ladder.arm_names()
-            assert names == sorted(f"ladder/{v.name}" for v in tiny_ladder.variants())
+            assert sorted(names) == sorted(f"ladder/{v.name}" for v in tiny_ladder.variants())
             for variant in tiny_ladder.variants():
                 name = f"ladder/{variant.name}"
                 assert ladder.levers(name) == {
@@ -75,6 +75,40 @@ def test_a_killed_arm_goes_on_and_ships_the_same_models(
     assert not torch.equal(rows["tokens"], rows["projects"])
 
 
+def test_two_processes_share_the_arm_and_shipped_models_stay(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    work = Path(shutil.copytree(corpus, tmp_path / "work"))
+    first, *others = (v.name for v in tiny_ladder.variants())
+    with monkeypatch.context() as patch:
+        tiny_ladder.redirect(tmp_path / "package", patch.setattr)
+        (work / "arm" / first).mkdir(parents=True)
+        with durable.only_writer(work / "arm" / first):
+            tiny_ladder.run("arm", work)
+        assert f"{first}: another process is at it" in capsys.readouterr().err
+        assert sorted(ladder.arm_names()) == sorted(f"ladder/{name}" for name in others)
+        before = files(tmp_path / "package")
+        # Another machine, on which nothing of this one's work is left.
+        shutil.rmtree(work / "arm")
+        tiny_ladder.run("arm", work)
+        assert len(ladder.arm_names()) == 1 + len(others)
+        after = files(tmp_path / "package")
+        weights = [name for name in before if name.endswith(".safetensors")]
+        assert len(weights) == len(others)
+        assert all(after[name] == before[name] for name in weights)
+        assert sorted(p.name for p in (work / "arm").iterdir()) == [first]
+
+
+def test_another_corpus_than_the_ladders_is_refused(corpus: Path, tmp_path: Path) -> None:
+    work = Path(shutil.copytree(corpus, tmp_path / "work"))
+    (work / "corpus_manifest.json").write_text("{}")
+    for step in (build.train_arm, build.train_budgets):
+        with pytest.raises(UserError, match="another corpus than the one that the ladder's"):
+            step(work)
+    assert not (work / "arm").exists()
+
+
 def test_budgets_are_shipped_as_losses_and_fitted_with_the_tokens(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +120,9 @@ def test_budgets_are_shipped_as_losses_and_fitted_with_the_tokens(
         first = ladder.budgets()
         tiny_ladder.run("budgets", corpus)
         assert ladder.budgets() == first, "finished ones are not trained again"
+        shutil.rmtree(corpus / "budgets")
+        tiny_ladder.run("budgets", corpus)
+        assert not (corpus / "budgets").exists(), "nor shipped ones, where nothing else is left"
         assert [(b["d_model"], b["n_tokens"]) for b in first] == [
             (16, tiny_ladder.STEPS * tiny_ladder.BATCH // 4),
             (16, tiny_ladder.STEPS * tiny_ladder.BATCH // 2),

@@ -65,11 +65,20 @@ def redirect(package: Path, put: Callable[[Any, str, Any], None] = setattr) -> N
     put(build, "variants", variants)
     put(build, "WIDTHS", (16,))
     put(train, "CHECKPOINT_SECONDS", 0.0)
+    put(build.corpus_module, "MANIFEST_FILE", _manifest(package / "corpus_manifest.json"))
+    put(card, "MANIFEST_FILE", package / "corpus_manifest.json")
+
+
+def _manifest(file: Path) -> Path:
+    """The committed one, which the made-up corpus pretends to."""
+    shutil.copyfile(Path(ladder.__file__).with_name("corpus_manifest.json"), file)
+    return file
 
 
 def write_corpus(work: Path) -> Path:
     """Made-up projects in the form that `interp ladder corpus` leaves."""
     work.mkdir(parents=True)
+    _manifest(work / "corpus_manifest.json")
     shutil.copytree(ladder.tokenizer_path(), work / "tokenizer")
     rng = np.random.default_rng(0)
     words = [f"name_{i} = value_{i % 7}({i})\n" for i in range(50)]
