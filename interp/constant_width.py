@@ -22,7 +22,15 @@ CAPTION = (
     "loss correlates them without packing acting on loss; within_levers leaves out what differs "
     "between levers, and not a lever's own dose"
 )
+ALWAYS = ("packing", "loss")
+"""Outcomes that are told of even where no model has them."""
 INTERVAL = "percentile bootstrap over models"
+OF_ROWS = {"row_overlap": "mean_squared_overlap_centred", "row_length": "norm_mean"}
+"""What signed decay is there to move, of the embedding's rows: outcome -> name among `rows`.
+
+A lever that moves neither was no manipulation. Overlap is free of scale, which the gains of layer
+norms could take up.
+"""
 Z_95 = 1.959964
 
 Record = dict[str, Any]
@@ -133,12 +141,17 @@ class Arm:
         ]
 
     def _outcomes(self) -> list[tuple[str, dict[str, float]]]:
-        """Each outcome by model. Loss needs no SAE, so every model of the arm has it."""
-        losses = {name: float(fact[self.loss_key]) for name, fact in self.facts.items()}
-        return [
+        """Each outcome by model. Loss and embedding need no SAE: every model has them."""
+        alike = self.facts if len(self.widths) == 1 else {}
+        losses = {name: float(fact[self.loss_key]) for name, fact in alike.items()}
+        found = [
             ("packing", {r["model"]: float(r["per_dim"]) for r in self.rows}),
-            ("loss", losses if len(self.widths) == 1 else {}),
+            ("loss", losses),
         ]
+        for outcome, key in OF_ROWS.items():
+            values = {name: (fact.get("rows") or {}).get(key) for name, fact in alike.items()}
+            found.append((outcome, {name: v for name, v in values.items() if v is not None}))
+        return [(outcome, values) for outcome, values in found if values or outcome in ALWAYS]
 
     def _replicates(self, values: dict[str, float]) -> np.ndarray:
         return np.array([v for name, v in values.items() if replicate(self.facts[name])])
@@ -217,7 +230,7 @@ class Arm:
         return found
 
     def _secondary(self) -> list[Record]:
-        """Every other count against loss, Holm over those that could be tested."""
+        """Every other count, and the embedding's rows, against loss; Holm over what was tested."""
         places: dict[tuple[Any, ...], list[Record]] = {}
         for record in self.counts:
             if not any(record is row for row in self.rows):
@@ -234,6 +247,13 @@ class Arm:
                 "d_sae": d_sae,
             }
             tests.append((where, found))
+        for outcome, values in self._outcomes():
+            if outcome in OF_ROWS:
+                losses = np.array([self.facts[name][self.loss_key] for name in values], dtype=float)
+                measured = np.array(list(values.values()))
+                where = dict.fromkeys(("about", "layer", "layer_fraction", "d_sae"))
+                found = spearman(measured, losses, generator=self.generator)
+                tests.append(({"estimator": outcome, **where}, found))
         adjusted = holm([found.p for _, found in tests])
         return [
             where

@@ -30,7 +30,8 @@ class DoseResponse:
     tau: float | None
     """Kendall's tau-b of outcome and dose."""
     p_trend: float | None
-    """Exact, two-sided (Jonckheere-Terpstra where doses repeat)."""
+    """Exact, two-sided (Jonckheere-Terpstra where doses repeat); None where no order of these
+    models could reach .05."""
     slope: float | None
     """Median over pairs of models (Theil-Sen), per `slope_per`."""
     slope_ci_low: float | None
@@ -86,6 +87,11 @@ def dose_response(
     else:
         tau = tau_b(scale, values)
         p_trend, _ = order_test(scale, values, generator=generator)
+        # Where even this order could not show, an order that does not show says nothing.
+        at_best, _ = order_test(np.sort(scale), np.sort(values), generator=generator)
+        if at_best > ALPHA:
+            p_trend = None
+            reasons.append(f"no trend of these doses can reach {ALPHA:g} ({at_best:.2g} at best)")
         line = theil_sen(scale, values)
         slope, low, high = line.value, line.ci_low, line.ci_high
         reasons += [f"slope: {line.reason}"] if line.reason else []

@@ -104,7 +104,7 @@ def _model(fact: dict[str, Any]) -> dict[str, Any]:
             "loss_nats_per_token", "loss_nats_per_byte", "loss_ci_nats_per_token",
             "loss_ci_nats_per_byte")  # fmt: skip
     # Only in an arm was anything varied beside the width.
-    varied = ("lever", "lever_base")
+    varied = ("lever", "lever_base", "rows")
     return {key: fact[key] for key in (*keys, *(k for k in varied if k in fact))}
 
 

@@ -59,15 +59,16 @@ def levers(name: str) -> dict[str, Any]:
     """What a study says of a model's place in the constant-width arm.
 
     `lever`: what was changed, {"name", "value"}, or None; `lever_base`, of the model that the arm
-    varies: where it stands on each lever.
+    varies: where it stands on each lever; `rows`, of both: the embedding's, as `geometry.row_facts`
+    tells them.
     """
     from interp.ladder import arm
 
     if name in arm_names():
-        return {"lever": record(name)["lever"]}
-    return {"lever": None} | (
-        {"lever_base": arm.base_values()} if name == PREFIX + arm.BASE else {}
-    )
+        return {key: record(name)[key] for key in ("lever", "rows")}
+    if name != PREFIX + arm.BASE:
+        return {"lever": None}
+    return {"lever": None, "lever_base": arm.base_values(), "rows": record(name)["rows"]}
 
 
 def budgets() -> list[dict[str, Any]]:

@@ -12,6 +12,12 @@ MIN_MODELS = 5
 """Fewer cannot reach .05 in any order."""
 
 NAMES = {"row_decay": "row decay", "matrix_decay": "matrix decay", "base": "base and seeds"}
+OUTCOMES = {
+    "packing": "packing",
+    "loss": "loss",
+    "row_overlap": "overlap of the embedding's rows",
+    "row_length": "length of the embedding's rows",
+}
 
 
 def lever_name(lever: str) -> str:
@@ -47,7 +53,7 @@ def arm_sentence(summary: Summary, arm: Arm, rows: Sequence[PackingRow], noun: s
 def arm_more(summary: Summary, arm: Arm, rows: Sequence[PackingRow]) -> list[str]:
     """The sentences under it."""
     found = arm_correlation(summary)
-    parts = [_levers(arm)]
+    parts = [_levers(arm), _rows(arm)]
     if found is not None and found.spearman.value is not None:
         parts += [_within(found), _left_out(arm), _slope(found), _secondary(arm)]
     return [*(part for part in parts if part), *_twin(summary, rows), _mediation(arm)]
@@ -110,6 +116,19 @@ def _levers(arm: Arm) -> str:
     return f"{text[0].upper()}{text[1:]} (beyond chance, Holm over levers)."
 
 
+def _rows(arm: Arm) -> str:
+    """Whether the levers moved what they were to move: without that a null says nothing."""
+    told = []
+    for outcome in ("row_overlap", "row_length"):
+        tested = [r.lever for r in arm.responses if r.outcome == outcome and r.moves is not None]
+        moved = [lever_name(lever) for lever in arm.moving(outcome)]
+        if tested:
+            told.append(f"{OUTCOMES[outcome]} moves with {listed(moved or ['no lever'])}")
+    if not told:
+        return ""
+    return f"As a check that the levers took hold: {' and '.join(told)} (beyond chance)."
+
+
 def _within(found: Correlation) -> str:
     if found.within_levers is None:
         return "Within levers there is nothing left to correlate."
@@ -150,7 +169,8 @@ def _secondary(arm: Arm) -> str:
         return ""
     shown = sum(s.p_holm is not None and s.p_holm <= ALPHA for s in tested)
     return (
-        f"Of {len(tested)} other counts (depths, streams, estimators), {shown or 'none'} "
+        f"Of {len(tested)} other measures (depths, streams, estimators, the embedding's rows), "
+        f"{shown or 'none'} "
         f"go{'es' if shown == 1 else ''} with the loss after Holm's correction."
     )
 

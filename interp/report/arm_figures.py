@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from interp.report import marks
-from interp.report.arm_answering import lever_name
+from interp.report.arm_answering import OUTCOMES, lever_name
 from interp.report.arm_tables import lever_value
 from interp.report.marks import Figure, Row
 from interp.report.multiples import side_by_side
@@ -69,33 +69,39 @@ def arm_against_loss(rows: Sequence[PackingRow]) -> Figure | None:
 def dose_response(
     arm: Arm, rows: Sequence[PackingRow], models: Sequence[ModelRecord]
 ) -> Figure | None:
-    """Packing above, loss below, one column per lever; a band holds the seeds of the base."""
+    """Packing, loss and the rows' overlap, one column per lever; a band holds the base's seeds."""
     levers = sorted({r.lever for r in arm.responses}, key=_in_order)
     if not levers:
         return None
     packing = {row.model.name: row for row in rows if row.per_dim.value is not None}
     by_outcome: list[tuple[str, list[Row]]] = [
         ("packing", [_point(row.model, row, None) for row in packing.values()]),
-        ("loss", [_loss_point(m) for m in models if m.loss.value is not None]),
-    ]
+        ("loss", [_model_point(m, m.loss.value, 4) for m in models if m.loss.value is not None]),
+        ("row_overlap", [_model_point(m, m.row_overlap, 3) for m in models
+                         if m.row_overlap is not None]),
+    ]  # fmt: skip
+    units = {"packing": "features per dim.", "loss": models[0].loss_unit if models else "",
+             "row_overlap": "mean squared cosine"}  # fmt: skip
     panels, said = [], []
     for outcome, points in by_outcome:
         if not points:
             continue
         for lever in levers:
-            unit = "features per dim." if outcome == "packing" else models[0].loss_unit
-            panels.append(_panel(arm, lever, outcome, points, _twin_level(rows), unit))
+            panels.append(_panel(arm, lever, outcome, points, _twin_level(rows), units[outcome]))
             reading = "; ".join(
                 f"{lever_value(p['x'])}: {p['reading']}" for p in _along(arm, lever, points)
             )
-            said.append(f"{outcome} by {lever_name(lever)}: {reading or 'nothing measured'}")
+            said.append(
+                f"{OUTCOMES[outcome]} by {lever_name(lever)}: {reading or 'nothing measured'}"
+            )
     if not panels:
         return None
+    drawn = [OUTCOMES[outcome] for outcome, points in by_outcome if points]
     moved = listed([lever_name(v) for v in arm.moving("packing")] or ["no lever"])
     return Figure(
         name="dose_response",
         title="What the levers move",
-        subtitle="above: packing; below: loss; band: seeds of the base recipe; dashed: untrained "
+        subtitle=f"from above: {listed(drawn)}; band: seeds of the base recipe; dashed: untrained "
         "twin; bars: 95% intervals",
         alt=f"Packing and loss against each lever. Packing moves with {moved}. "
         + ". ".join(said)
@@ -116,10 +122,10 @@ def _point(model: ModelRecord, row: PackingRow, x: float | None) -> Row:
     }
 
 
-def _loss_point(model: ModelRecord) -> Row:
-    reading = significant(model.loss.value, 4)
-    # No bar: the interval is over documents, which all models share.
-    return {**_varied(model), "y": model.loss.value, "counts": True, "reading": reading}
+def _model_point(model: ModelRecord, value: float | None, digits: int) -> Row:
+    """No bar: the loss's interval is over documents, which all models share."""
+    reading = significant(value, digits)
+    return {**_varied(model), "y": value, "counts": True, "reading": reading}
 
 
 def _varied(model: ModelRecord) -> Row:

@@ -70,7 +70,7 @@ def _effect(record: Mapping[str, Any]) -> Effect:
 def _secondary(record: Mapping[str, Any]) -> Secondary:
     return Secondary(
         estimator=str(record.get("estimator")),
-        about=str(record.get("about")),
+        about=str(record.get("about") or "embedding"),
         layer_fraction=number(record.get("layer_fraction")),
         d_sae=number(record.get("d_sae")),
         n_models=whole_number(record.get("n_models")),

@@ -1,6 +1,6 @@
 """The tables of the constant-width arm: levers, other counts, and what goes through packing."""
 
-from interp.report.arm_answering import lever_name
+from interp.report.arm_answering import OUTCOMES, lever_name
 from interp.report.records import Arm
 from interp.report.tables import Table
 from interp.report.wording import at_its_width, percent, significant, verdict, whole, with_interval
@@ -26,7 +26,7 @@ def dose_table(arm: Arm) -> Table | None:
     rows = tuple(
         (
             lever_name(r.lever),
-            "packing" if r.outcome == "packing" else "loss, nats",
+            OUTCOMES.get(r.outcome, r.outcome) + (", nats" if r.outcome == "loss" else ""),
             whole(r.n_models),
             significant(r.tau, 2),
             significant(r.p_trend, 2),
@@ -45,11 +45,11 @@ def dose_table(arm: Arm) -> Table | None:
 
 
 def secondary_table(arm: Arm) -> Table | None:
-    """Other counts against the loss; None where there are none."""
+    """Other measures against the loss; None where there are none."""
     columns = ("Estimator", "Stream", "Depth", "D", "Models", "Spearman [95%]", "p", "Holm", "Note")
     rows = tuple(
         (
-            s.estimator,
+            OUTCOMES.get(s.estimator, s.estimator),
             s.about,
             percent(s.layer_fraction),
             whole(s.d_sae),

@@ -217,11 +217,16 @@ def _arm(summary: Summary) -> list[str]:
             f"recipe, with normal scatter assumed; amounts are judged by their trend, which "
             f"assumes none."
         )
-    short = sorted({r.lever for r in arm.responses if r.n_models is not None and r.n_models < 5})
+    found.append(
+        "Models of the arm are no independent draws: but for the seeds they share the base model's "
+        "initial weights, and most its batches, and those of one lever have most in common. The "
+        "permutation over the arm takes them to be exchangeable."
+    )
+    short = sorted({r.lever for r in arm.responses if r.tau is not None and r.p_trend is None})
     if short:
         found.append(
-            f"Fewer than five models along {listed([lever_name(lever) for lever in short])}: no "
-            f"trend there can reach .05, whatever it is."
+            f"Too few models along {listed([lever_name(lever) for lever in short])}: no trend "
+            f"there can reach .05, whatever it is."
         )
     if arm.measurement_share is not None and arm.measurement_share > 0.25:
         found.append(

@@ -103,6 +103,7 @@ def _model(record: Mapping[str, Any], loss: str = PER_TOKEN) -> ModelRecord:
         loss_unit=loss.removeprefix("loss_").replace("_", " "),
         lever=Lever(str(lever.get("name")), number(lever.get("value"))) if lever else None,
         base="lever_base" in record,
+        row_overlap=number((record.get("rows") or {}).get("mean_squared_overlap_centred")),
     )
 
 

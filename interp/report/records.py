@@ -59,6 +59,8 @@ class ModelRecord:
     lever: Lever | None = None
     base: bool = False
     """The recipe that the arm varies."""
+    row_overlap: float | None = None
+    """Mean squared cosine of the embedding's rows, their mean removed; told of the arm alone."""
 
     @property
     def in_arm(self) -> bool:

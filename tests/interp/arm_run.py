@@ -38,7 +38,7 @@ def names() -> list[str]:
 
 def facts(loss_shift: Outcome, *, seed: int = 0) -> list[dict[str, Any]]:
     """One record per model; a seed's unit of loss is 0.01 nats."""
-    rng = np.random.default_rng(seed)
+    rng, of_rows = (np.random.default_rng(key) for key in (seed, (seed, 2)))
     levers = [None, *((name, v) for name, values in LEVERS.items() for v in values)]
     found = []
     for name, lever in zip(names(), levers, strict=True):
@@ -60,10 +60,21 @@ def facts(loss_shift: Outcome, *, seed: int = 0) -> list[dict[str, Any]]:
                 "tokens_sha256": "one tokenizer",
                 "warnings": [],
                 "lever": None if lever is None else {"name": lever[0], "value": lever[1]},
+                "rows": _of_rows(lever, of_rows),
                 **({"lever_base": BASE} if lever is None else {}),
             }
         )
     return found
+
+
+def _of_rows(lever: tuple[str, float] | None, rng: np.random.Generator) -> dict[str, float]:
+    """Of the embedding: decay of the rows shortens them and spreads them out, nothing else does."""
+    pulled = lever[1] - 0.1 if lever is not None and lever[0] == "row_decay" else 0.0
+    return {
+        "norm_mean": 1.7 - 0.5 * pulled + 0.01 * rng.normal(),
+        "mean_squared_overlap": 0.03,
+        "mean_squared_overlap_centred": 0.02 - 0.01 * pulled + 0.0005 * rng.normal(),
+    }
 
 
 def rows(

@@ -64,6 +64,26 @@ def test_a_planted_relation_is_found(planted: Data) -> None:
     assert planted["arm"]["left_out"] == []
 
 
+def test_what_the_levers_did_to_the_embedding_is_told(planted: Data, null: Data) -> None:
+    """Row decay was planted to move the rows, and a null of packing does not hide that it did."""
+    for data in (planted, null):
+        for outcome in ("row_overlap", "row_length"):
+            assert moved(data, outcome) == {
+                "row_decay": True, "tokens": False, "matrix_decay": False, "projects": False
+            }  # fmt: skip
+    secondary = {r["estimator"]: r for r in planted["arm"]["holm"]}
+    assert secondary["row_overlap"]["n_models"] == len(arm_run.names())
+    # Overlap rises where decay is negative, as packing does, and loss falls.
+    assert secondary["row_overlap"]["spearman"] < 0
+    without = arm_run.facts(arm_run.nothing)
+    for fact in without:
+        del fact["rows"]
+    config = StudyConfig(arm="constant_width", models=tuple(arm_run.names()))
+    rows = tidy(pd.DataFrame(arm_run.rows(without, arm_run.nothing)), without)
+    arm = summarise(rows, without, config)["arm"]
+    assert {r["outcome"] for r in arm["dose_response"]} == {"packing", "loss"}
+
+
 def test_nothing_planted_is_nothing_found(null: Data) -> None:
     [entry] = null["correlation"]
     assert entry["p_exact"] > 0.05
@@ -87,14 +107,14 @@ def test_the_base_stands_in_every_lever_at_its_own_value(planted: Data) -> None:
 
 def test_secondary_metrics_are_all_the_others(planted: Data) -> None:
     found = planted["arm"]["holm"]
-    # Three layers x two streams x three estimators, less the primary one.
-    assert len(found) == 17
+    # Three layers x two streams x three estimators, less the primary one; the embedding's two.
+    assert len(found) == 17 + 2
     assert not any(
         r["layer"] == 1 and r["about"] == "contextual" and r["estimator"] == "reproducible"
         for r in found
     )
     assert all(r["p_holm"] >= r["p"] for r in found)
-    assert max(r["p_holm"] / r["p"] for r in found) == pytest.approx(17)
+    assert max(r["p_holm"] / r["p"] for r in found) == pytest.approx(19)
 
 
 def test_mediation_is_told_on_the_scale_of_the_lever(planted: Data) -> None:

@@ -45,6 +45,26 @@ def test_amounts_are_told_in_doublings() -> None:
     assert "0 seeds" in str(found.reason)
 
 
+def test_a_trend_that_could_not_show_decides_nothing() -> None:
+    """Three models in perfect order have p 1/3: their silence is no evidence."""
+
+    def grow(doses: Any, seeds: Any) -> DoseResponse:
+        doses = np.array(doses)
+        return dose_response(
+            "tokens", "packing", doses, np.log2(doses), [d == 8 for d in doses], doubling=True,
+            replicates=np.array(seeds), generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+
+    few = grow([2.0, 4, 8], [3.0])
+    assert few.tau == pytest.approx(1)
+    assert few.p_trend is None
+    assert "no trend of these doses can reach 0.05 (0.33 at best)" in str(few.reason)
+    assert corrected([few])[0].moves is None
+    spread = corrected([grow([2.0, 4, 8], [3.0, 3.01, 2.99])])[0]
+    assert (spread.decided_by, spread.moves) == ("spread", True)
+    assert grow([1.0, 2, 4, 8, 16], [3.0]).p_trend == pytest.approx(2 / 120)
+
+
 def test_what_is_best_in_the_middle_shows_in_the_spread_alone() -> None:
     values = 2 + 3 * (DOSES - 0.1) ** 2
     found = respond(values, [2.02, 1.98])

@@ -63,7 +63,8 @@ def test_a_killed_arm_goes_on_and_ships_the_same_models(
             for variant in tiny_ladder.variants():
                 name = f"ladder/{variant.name}"
                 assert ladder.levers(name) == {
-                    "lever": {"name": variant.lever, "value": variant.value}
+                    "lever": {"name": variant.lever, "value": variant.value},
+                    "rows": ladder.record(name)["rows"],
                 }
                 assert ladder.record(name)["recipe"] == variant.recipe.model_dump()
                 assert name in (package / "MODEL_CARD.md").read_text()

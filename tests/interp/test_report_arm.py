@@ -142,14 +142,15 @@ def test_caveats_of_an_arm(planted: Data) -> None:
     assert any("1 of 19 primary counts (rows-3)" in text for text in found)
     assert any("judged against 3 seeds" in text for text in found)
     assert any("amounts are judged by their trend" in text for text in found)
-    assert not any("Fewer than five models" in text for text in found)
+    assert not any("Too few models" in text for text in found)
+    assert any("no independent draws" in text for text in found)
     assert any("One untrained twin stands for all" in text for text in found)
     # One width: that nothing can be fitted over widths is no news.
     assert not any("loss curve" in text or "exponent" in text for text in found)
     assert not any("uncertain by" in text for text in found)
     planted["arm"]["measurement_share"] = 0.4
-    planted["arm"]["dose_response"][-1] |= {"n_models": 4}
-    assert any("Fewer than five models along tokens" in t for t in caveats(read_summary(planted)))
+    planted["arm"]["dose_response"][-1] |= {"p_trend": None}
+    assert any("Too few models along tokens" in t for t in caveats(read_summary(planted)))
     assert any("40.0% of the variance" in text for text in caveats(read_summary(planted)))
 
 
@@ -210,9 +211,9 @@ def test_small_multiples_hold_the_base_in_every_column(planted: Data) -> None:
     figure = all_figures(read_summary(planted))["dose_response"]
     panels = figure.spec["concat"]
     assert figure.spec["columns"] == 4
-    assert len(panels) == 8
+    assert len(panels) == 12, "packing, loss and the rows' overlap"
     titles = [panel["layer"][-1]["encoding"]["x"]["title"] for panel in panels]
-    assert titles == ["row decay", "matrix decay", "tokens", "projects"] * 2
+    assert titles == ["row decay", "matrix decay", "tokens", "projects"] * 3
     for panel, (lever, base) in zip(panels, [(t, 0) for t in titles], strict=True):
         rows = [
             row
@@ -224,7 +225,7 @@ def test_small_multiples_hold_the_base_in_every_column(planted: Data) -> None:
         assert found["x"] == arm_run.BASE[key]
         assert len(rows) == len(arm_run.LEVERS[key]) + 1, base
     # The panels of one row are compared by height.
-    for row in (panels[:4], panels[4:]):
+    for row in (panels[:4], panels[4:8], panels[8:]):
         scales = [panel["layer"][-1]["encoding"]["y"]["scale"] for panel in row]
         assert all(scale == scales[0] for scale in scales)
 
@@ -277,7 +278,7 @@ def test_tables_hold_every_test(planted: Data) -> None:
     assert summary.arm is not None
     doses = dose_table(summary.arm)
     assert doses is not None
-    assert len(doses.rows) == 8
+    assert len(doses.rows) == 4 * 4, "packing, loss, and the rows' overlap and length"
     assert {row[0] for row in doses.rows} == {"row decay", "matrix decay", "tokens", "projects"}
     others = secondary_table(summary.arm)
     assert others is not None
@@ -313,7 +314,7 @@ def test_the_page_speaks_of_levers_and_not_of_widths(
     assert 'id="arm"' in text
     assert 'id="width"' not in text
     assert "How loss and packing change with width" not in text
-    assert "Other counts against the loss (2)" in text
+    assert "Other measures against the loss (4)" in text
     plain = render(report_run.summary())
     assert 'id="arm"' not in plain
     assert 'id="width"' in plain
