@@ -95,11 +95,10 @@ def verdicts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 for e in r["estimators"]
                 if e["estimator"] == estimator
             ]
-            value, cell, enough = _value(gate["value"], of, text["min_replicates"])
+            value, cell, can = _value(gate, of, text["min_replicates"])
             low, high = gate["limit"]
             passed = None if value is None else low <= value <= high
-            # What is missing can only make a failure worse, and no pass sure.
-            if (passed and not enough) or (gate["value"] == "coverage" and not enough):
+            if passed is not None and not can[passed]:
                 passed = None
             words = {True: gate["passed"], False: gate["failed"], None: text["undecided"]}[passed]
             found.append(
@@ -117,24 +116,35 @@ def verdicts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _value(
-    what: str, of: list[tuple[str, dict[str, Any]]], min_replicates: int
-) -> tuple[float | None, str | None, bool]:
-    """A gate's value, the cell that it is of (None: all), and whether no cell is missing in it."""
+    gate: dict[str, Any], of: list[tuple[str, dict[str, Any]]], min_replicates: int
+) -> tuple[float | None, str | None, dict[bool, bool]]:
+    """A gate's value, the cell that it is of (None: all), and whether it can pass and fail yet.
+
+    A pass needs every cell in full; a failure what no more replicates of other cells could mend.
+    """
+    what, never = gate["value"], {True: False, False: False}
     if not of:
-        return None, None, False
+        return None, None, never
+    full = all(e["n_replicates"] >= min_replicates for _, e in of)
     if what == "coverage":
         n = sum(e["n_with_interval"] for _, e in of)
-        enough = all(e["n_replicates"] >= min_replicates for _, e in of)
-        return (sum(e["n_covering"] for _, e in of) / n if n else None), None, enough
+        value = sum(e["n_covering"] for _, e in of) / n if n else None
+        return value, None, {True: full, False: full}
     if what == "least_identified":
-        shares = [(e["n_identified"] / e["n_replicates"], cell) for cell, e in of]
-        value, cell = min(shares)
-        return value, cell, True
-    biased = [(e["bias"], cell) for cell, e in of if e["bias"] is not None]
+        value, cell, worst = min(
+            ((e["n_identified"] / e["n_replicates"], cell, e) for cell, e in of),
+            key=lambda found: found[0],
+        )
+        # As if all that is missing were identified.
+        total = max(worst["n_replicates"], min_replicates)
+        refused = worst["n_replicates"] - worst["n_identified"]
+        return value, cell, {True: full, False: 1 - refused / total < gate["limit"][0]}
+    biased = [(e["bias"], cell, e) for cell, e in of if e["bias"] is not None]
     if not biased:
-        return None, None, False
-    value, cell = max(biased, key=lambda pair: abs(pair[0]))
-    return value, cell, len(biased) == len(of)
+        return None, None, never
+    value, cell, worst = max(biased, key=lambda found: abs(found[0]))
+    enough = worst["n_replicates"] >= min_replicates
+    return value, cell, {True: full and len(biased) == len(of), False: enough}
 
 
 def _finite(number: float) -> float | None:

@@ -119,14 +119,13 @@ def _levers(arm: Arm) -> str:
 def _rows(arm: Arm) -> str:
     """Whether the levers moved what they were to move: without that a null says nothing."""
     told = []
-    for outcome in ("row_overlap", "row_length"):
-        tested = [r.lever for r in arm.responses if r.outcome == outcome and r.moves is not None]
-        moved = [lever_name(lever) for lever in arm.moving(outcome)]
-        if tested:
-            told.append(f"{OUTCOMES[outcome]} moves with {listed(moved or ['no lever'])}")
+    for outcome, called in (("row_overlap", "overlap"), ("row_length", "length")):
+        if any(r.outcome == outcome and r.moves is not None for r in arm.responses):
+            moved = [lever_name(lever) for lever in arm.moving(outcome)]
+            told.append(f"their {called} moves with {listed(moved or ['no lever'])}")
     if not told:
         return ""
-    return f"As a check that the levers took hold: {' and '.join(told)} (beyond chance)."
+    return f"Whether the levers took hold, by the embedding's rows: {', and '.join(told)}."
 
 
 def _within(found: Correlation) -> str:

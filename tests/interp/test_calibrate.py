@@ -67,6 +67,12 @@ def rows_of(a_cell: Cell, replicate: int, **by_estimator) -> dict:
     return {"cell": a_cell.name, "replicate": replicate, "n_features": 128, "rows": rows}
 
 
+def many(a_cell: Cell, value: float, n: int = 100, *, identified=True, start=0) -> list[dict]:
+    """As many replicates as a gate asks for, all alike."""
+    found = (value, 1, 1000, True) if identified else (value, 100, None, False)
+    return [rows_of(a_cell, i, saturation=found) for i in range(start, start + n)]
+
+
 def judged(replicates, cells) -> dict[str, dict]:
     records = cell_records(tidy(replicates), config(cells))
     return {gate["name"]: gate for gate in verdicts(records)}
@@ -124,9 +130,7 @@ def test_bias_spread_and_coverage_by_hand():
     ("value", "passed"), [(1.049, True), (1.051, False), (0.951, True), (0.949, False)]
 )
 def test_the_bias_of_independent_features_has_its_limit(value, passed):
-    gates = judged(
-        [rows_of(INDEPENDENT, 0, saturation=(128 * value, 1, 1000, True))], [INDEPENDENT]
-    )
+    gates = judged(many(INDEPENDENT, 128 * value), [INDEPENDENT])
     gate = gates["saturation: bias_independent"]
     assert gate["passed"] is passed
     assert gate["value"] == pytest.approx(value - 1)
@@ -139,7 +143,7 @@ def test_the_bias_of_independent_features_has_its_limit(value, passed):
 def test_difficult_cells_have_their_own_gates(name):
     hard = cell(**DIFFICULTIES[name])
     for value, passed in ((1.14, True), (1.16, False), (0.86, True), (0.84, False)):
-        gates = judged([rows_of(hard, 0, saturation=(128 * value, 1, 1000, True))], [hard])
+        gates = judged(many(hard, 128 * value), [hard])
         decided = {n: g["passed"] for n, g in gates.items() if g["passed"] is not None}
         assert decided == {f"saturation: bias_{name}": passed}
 
@@ -147,10 +151,7 @@ def test_difficult_cells_have_their_own_gates(name):
 def test_the_worst_cell_decides():
     other = cell(zipf=1.0)
     gates = judged(
-        [
-            rows_of(INDEPENDENT, 0, saturation=(128.0, 1, 1000, True)),
-            rows_of(other, 0, saturation=(100.0, 1, 1000, True)),
-        ],
+        many(INDEPENDENT, 128.0) + many(other, 100.0),
         [INDEPENDENT, other],
     )
     assert gates["saturation: bias_independent"]["cell"] == other.name
@@ -161,19 +162,34 @@ def test_a_cell_without_an_answer_leaves_a_pass_undecided_and_a_failure_failed()
     silent = cell(zipf=1.0)
     for value, passed in ((128.0, None), (150.0, False)):
         gates = judged(
-            [
-                rows_of(INDEPENDENT, 0, saturation=(value, 1, 1000, True)),
-                rows_of(silent, 0, saturation=(100.0, 90, None, False)),
-            ],
+            many(INDEPENDENT, value) + many(silent, 100.0, identified=False),
             [INDEPENDENT, silent],
         )
         assert gates["saturation: bias_independent"]["passed"] is passed
 
 
 def test_refusals_are_no_passes():
-    gates = judged([rows_of(INDEPENDENT, 0, saturation=(128.0, 100, None, False))], [INDEPENDENT])
+    gates = judged(many(INDEPENDENT, 128.0, identified=False), [INDEPENDENT])
     assert gates["saturation: bias_independent"]["passed"] is None
     assert gates["saturation: identified"]["passed"] is False
+
+
+def test_few_replicates_decide_only_what_more_could_not_mend():
+    """The words speak of one in ten: eleven refusals are more than a hundred can make good."""
+
+    def decided(n_identified: int, n_refused: int) -> bool | None:
+        found = many(INDEPENDENT, 128.0, n_identified)
+        found += many(INDEPENDENT, 128.0, n_refused, identified=False, start=n_identified)
+        return judged(found, [INDEPENDENT])["saturation: identified"]["passed"]
+
+    assert decided(0, 1) is None
+    assert decided(1, 0) is None
+    assert decided(0, 10) is None
+    assert decided(0, 11) is False
+    assert decided(90, 10) is True
+    assert decided(89, 11) is False
+    one = judged(many(INDEPENDENT, 200.0, 1), [INDEPENDENT])["saturation: bias_independent"]
+    assert (one["passed"], one["value"]) == (None, pytest.approx(200 / 128 - 1))
 
 
 def test_coverage_needs_a_hundred_replicates_of_every_cell():
@@ -196,10 +212,11 @@ def test_both_estimators_are_judged_in_their_own_words():
         [
             rows_of(
                 INDEPENDENT,
-                0,
+                i,
                 saturation=(200.0, 190, 210, True),
                 saturation_atoms=(129.0, 120, 140, True),
             )
+            for i in range(100)
         ],
         [INDEPENDENT],
     )

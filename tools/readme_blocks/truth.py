@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -48,8 +49,8 @@ def calibration(root: Path) -> str:
     minutes = float(summary["wall_time_seconds"]) / 60
     return "\n".join(lines) + (
         "\n\n`saturation` is N, the level at which counts of growing dictionaries stop; "
-        "`saturation_atoms` is N without latents that stand for two others. Undecided: too few "
-        "replicates for the gate to speak, whatever the value.\n\n"
+        "`saturation_atoms` is N without latents that stand for two others. Undecided: "
+        f"{_undecided(summary)}.\n\n"
         f"{_plain_count(folder)}\n\n"
         f"`{summary['command']}`, {summary['n_replicates']} data sets, "
         f"{minutes:.0f} minutes; every cell in [`results/calibration/`](results/calibration/)."
@@ -66,8 +67,21 @@ def verdicts(root: Path) -> str:
     decided = [gate for gate in summary["gates"] if gate["passed"] is not None]
     lines = [f"- {judged[gate['passed']]} ({gate['name']}): {gate['verdict']}" for gate in decided]
     if left := [gate for gate in summary["gates"] if gate["passed"] is None]:
-        lines.append(f"- {left[0]['verdict']} So are: {', '.join(g['name'] for g in left)}.")
+        which = ", ".join(g["name"] for g in left) if decided else "every gate"
+        lines.append(f"- Undecided ({which}): {_undecided(summary)}.")
     return "\n".join([*lines, "", f"`{summary['command']}`; [`calibration/`](calibration/)."])
+
+
+def _undecided(summary: dict[str, Any]) -> str:
+    """Why a gate is: in how many data sets N came out at all, and how many replicates there are."""
+    of_n = [e for c in summary["cells"] for e in c["estimators"] if e["estimator"] == "saturation"]
+    identified, run = (sum(e[key] for e in of_n) for key in ("n_identified", "n_replicates"))
+    each = sorted({c["n_replicates"] for c in summary["cells"]})
+    return (
+        f"a gate speaks from 100 replicates of each of its cells on, and here there "
+        f"{'is' if each == [1] else 'are'} {' to '.join(map(str, each))}; N was identified in "
+        f"{identified} of {run} data sets"
+    )
 
 
 def _plain_count(folder: Path) -> str:
@@ -82,13 +96,16 @@ def _plain_count(folder: Path) -> str:
         filled = (100 * found["value"] / found["d_sae"]).tolist()
         return f"{span(filled, '{:.0f}%'.format)} of D ({settled} of {len(found)} converged)"
 
-    exact = rows[(ratio == 2) & (rows["converged"] == True)]  # noqa: E712
-    off = (100 * (exact["value"] / exact["n_features"] - 1)).tolist()
+    def off(kept: pd.Series) -> str:
+        exact = rows[kept & (rows["converged"] == True)]  # noqa: E712
+        return span((100 * (exact["value"] / exact["n_features"] - 1)).tolist(), "{:+.0f}%".format)
+
     return (
         "The count at one size (`reproducible`), which a study's headline gives, in the same cells "
         f"(synthetic data of width 32): with at most as many latents as true features "
         f"{shares(ratio <= 1)}, with twice as many {shares(ratio == 2)}, with four times and more "
         f"{shares(ratio >= 4)}. A full dictionary "
-        f"is what one too small looks like. Converged counts at twice the true number were "
-        f"{span(off, '{:+.0f}%'.format)} off it."
+        f"is what one too small looks like. Converged counts with twice as many latents as "
+        f"features were {off(ratio == 2)} off the true number, with four times and more "
+        f"{off(ratio >= 4)}: latents that stand for two features are found again too."
     )
