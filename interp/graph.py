@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from interp import durable
-from interp.config import StudyConfig
+from interp.config import MIN_SEEDS, StudyConfig
 from interp.provenance import provenance
 from interp.run import CONTROLS, GAUSSIAN, SHUFFLED, TRAINED, TWIN, RunFolder
 from interp.sources import Sources
@@ -252,6 +252,8 @@ class Graph:
         # Not named otherwise: records from before there was a choice have these.
         if self.config.device != "cpu":
             found["device"] = self.config.device
+        if self.config.min_seeds != MIN_SEEDS and unit.kind == "rows":
+            found["min_seeds"] = self.config.min_seeds
         if self.config.encoder_dtype != "float32" and unit.kind in ("pilots", "saes"):
             found["encoder_dtype"] = self.config.encoder_dtype
         if unit.kind in ("streams", "pilots", "saes"):

@@ -1,4 +1,7 @@
-"""S_>=2, the latents that at least two seeds find, with an interval over seeds and documents."""
+"""S_>=r, the latents that at least r seeds find (two, unless asked), with an interval.
+
+The interval is over seeds and documents. SCIENCE's count is S_>=2.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
+from interp.config import MIN_SEEDS
 from interp.documents import DocumentTotals, document_indicator, document_weights
 from interp.estimate import Estimate, InsufficientData
 from saes.assignment import max_weight_matching
@@ -37,24 +41,31 @@ class Reproducibility:
     """The estimate and what it is made of."""
 
     estimate: Estimate
-    """S_>=2 minus the null's S_>=2, with its 95% interval."""
+    """S_>=min_seeds minus the null's, with its 95% interval."""
     count: ReproducibleCount
     """Before subtraction."""
     null: ReproducibleCount
     """The same matching of random dictionaries."""
     leave_one_out: tuple[int, ...]
-    """S_>=2 without each seed."""
+    """The count without each seed."""
     se_seeds: float
     se_documents: float
+    min_seeds: int = MIN_SEEDS
 
     @property
     def se(self) -> float:
         """Standard error of the estimate: seeds, documents and the null's draw together."""
-        return float(np.sqrt(self.se_seeds**2 + self.se_documents**2 + self.null.s_ge[2]))
+        v_null = self.null.s_ge[self.min_seeds]
+        return float(np.sqrt(self.se_seeds**2 + self.se_documents**2 + v_null))
+
+    @property
+    def classes(self) -> Int[np.ndarray, "class seed"]:
+        """Those that are counted: latent of each seed, -1 where the seed has none."""
+        return self.count.classes[self.count.class_sizes >= self.min_seeds]
 
 
 class Spread(NamedTuple):
-    """S_>=2 of all documents and seeds, and how it varies with either."""
+    """S_>=min_seeds of all documents and seeds, and how it varies with either."""
 
     found: int
     leave_one_out: tuple[int, ...]
@@ -64,7 +75,7 @@ class Spread(NamedTuple):
 
 
 class Resampler:
-    """S_>=2 under any weighting of documents, without touching tokens again.
+    """S_>=min_seeds under any weighting of documents, without touching tokens again.
 
     Cosines do not depend on documents; liveness and agreement do, through sums by document.
     `threshold` is the loosest cosine that can be asked about, and what is asked about by default.
@@ -77,11 +88,12 @@ class Resampler:
         threshold: float,
         min_correlation: float,
         min_fires: int,
+        min_seeds: int = MIN_SEEDS,
     ) -> None:
         merged = [merge_duplicates(d) for d in dicts]
         z = [activation_matrix(d.acts, d.d_sae) for d in merged]
         by_document = document_indicator(doc_ids)
-        self.min_fires = min_fires
+        self.min_fires, self.min_seeds = min_fires, min_seeds
         self.threshold, self.min_correlation = threshold, min_correlation
         self.totals = [DocumentTotals.of(d.acts, doc_ids, d.d_sae) for d in merged]
         self.seed_pairs = list(combinations(range(len(dicts)), 2))
@@ -130,15 +142,20 @@ class Resampler:
         return found
 
     def count(self, matched: Sequence[Edges], without_seed: int | None = None) -> int:
-        """S_>=2, of all seeds or of all but one."""
+        """S_>=min_seeds, of all seeds or of all but one.
+
+        Where all have to agree, all of those that are left have to.
+        """
         kept = [
             (pair, edges)
             for pair, edges in zip(self.seed_pairs, matched, strict=True)
             if without_seed not in pair
         ]
-        return len(
-            classes_of(len(self.totals), [pair for pair, _ in kept], [edges for _, edges in kept])
+        classes = classes_of(
+            len(self.totals), [pair for pair, _ in kept], [edges for _, edges in kept]
         )
+        n_seeds = len(self.totals) - (without_seed is not None)
+        return int(((classes >= 0).sum(axis=1) >= min(self.min_seeds, n_seeds)).sum())
 
     def spread(
         self,
@@ -170,9 +187,14 @@ def reproducible_estimate(
     threshold: float | None = None,
     min_correlation: float = MIN_CORRELATION,
     min_fires: int = MIN_FIRES,
+    min_seeds: int = MIN_SEEDS,
     n_bootstrap: int = 100,
 ) -> Reproducibility:
-    """S_>=2 of K seeds less what matching finds between random dictionaries, with its interval.
+    """S_>=r of K seeds less what matching finds between random dictionaries, with its interval.
+
+    r is min_seeds: how many seeds have to find a latent. S_>=2 fills dictionaries that hold fewer
+    latents than there is to find; at larger r a count stays below their size, and is of what
+    seeds agree on most.
 
     dicts: one per seed, all on the same held-out tokens; doc_ids: the document of each of those
     tokens; x_held: rows of the same stream for the null, these tokens or a sample of them.
@@ -183,7 +205,8 @@ def reproducible_estimate(
     Interval: value -+ t * sqrt(v_seeds + v_documents + v_null).
     v_seeds: delete-one jackknife over seeds, (K-1)/K * sum_s (S_(-s) - mean)^2. S_(-s) counts the
     classes of the other K-1 seeds afresh, so everything that the seeds share (documents, stream)
-    stays fixed; the level of S_(-s) is lower but only its spread enters. Conservative in
+    stays fixed; the level of S_(-s) is another but only its spread enters. Where all K have to
+    agree it is that of all K-1. Conservative in
     expectation for any symmetric statistic (Efron & Stein 1981, Ann. Statist. 9:586).
     v_documents: bootstrap of whole held-out documents through the two tests they decide, liveness
     and agreement of activations, cosines fixed. Its spread is used, not its quantiles: a resample
@@ -196,13 +219,16 @@ def reproducible_estimate(
     k and training set. Not covered: features that this dictionary is too small for. Above
     CEILING_FRACTION * d_sae the value is marked censored and not identified.
 
-    Raises InsufficientData below two seeds (no value) or below three seeds or MIN_DOCUMENTS
+    Raises InsufficientData below min_seeds seeds (no value) or below three seeds or MIN_DOCUMENTS
     documents (value without interval).
     """
+    if min_seeds < MIN_SEEDS:
+        raise ValueError(f"min_seeds is {min_seeds}; one seed reproduces nothing")
     n_seeds, n_docs = len(dicts), len(np.unique(np.asarray(doc_ids)))
     blank = Estimate("reproducible", value=None, n_seeds=n_seeds, identified=False)
-    if n_seeds < 2:
-        raise InsufficientData(replace(blank, reason=f"{n_seeds} seeds; at least two are needed"))
+    if n_seeds < min_seeds:
+        reason = f"{n_seeds} seeds; at least {min_seeds} are needed"
+        raise InsufficientData(replace(blank, reason=reason))
     d_sae, d_in = dicts[0].W_dec.shape
     most = max(d.n_live for d in dicts)
     k = dicts[0].acts.indices.shape[1] if k is None else k
@@ -217,8 +243,9 @@ def reproducible_estimate(
         min_correlation=min_correlation,
         generator=generator,
     )
-    value = float(max(count.s_ge[2] - null.s_ge[2], 0))
-    censored = count.s_ge[2] > CEILING_FRACTION * d_sae
+    found, by_chance = count.s_ge[min_seeds], null.s_ge[min_seeds]
+    value = float(max(found - by_chance, 0))
+    censored = found > CEILING_FRACTION * d_sae
     partial = replace(
         blank,
         value=value,
@@ -236,15 +263,16 @@ def reproducible_estimate(
         )
         raise InsufficientData(replace(partial, reason=reason))
 
-    resampler = Resampler(dicts, doc_ids, threshold, min_correlation, min_fires)
+    resampler = Resampler(dicts, doc_ids, threshold, min_correlation, min_fires, min_seeds)
     spread = resampler.spread(document_weights(n_docs, n_bootstrap, generator=generator))
     return Reproducibility(
-        estimate=with_interval(partial, count.s_ge[2], null.s_ge[2], spread, n_bootstrap),
+        estimate=with_interval(partial, found, by_chance, spread, n_bootstrap),
         count=count,
         null=null,
         leave_one_out=spread.leave_one_out,
         se_seeds=float(np.sqrt(spread.v_seeds)),
         se_documents=float(np.sqrt(spread.v_documents)),
+        min_seeds=min_seeds,
     )
 
 
@@ -264,7 +292,7 @@ def with_interval(
         identified=not censored,
         censored=censored,
         reason=(
-            f"at the ceiling: {count} of {d_sae} latents reproduce (censored at D)"
+            f"at the ceiling: {count} classes, of dictionaries of {d_sae} latents (censored at D)"
             if censored
             else None
         ),

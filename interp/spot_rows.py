@@ -73,6 +73,7 @@ def sae_rows(
     counted = replace(held, x=held.x.cpu())
     fvus: dict[str, float] = {}
     counts: dict[str, float] = {}
+    whole: Reproducibility | None = None
     for role, group in (("main", main), ("half", half)):
         if group is None:
             continue
@@ -89,7 +90,8 @@ def sae_rows(
         latents = [LatentSet.from_acts(s.W_dec, c) for s, c in zip(group, codes, strict=True)]
         common = {"k": k, "role": role, "seed": None}
         if role == "main":
-            estimate, found = _count(latents, counted, k, config.seed)
+            estimate, found = _count(latents, counted, k, config)
+            whole = found
             counts[role] = estimate.value or 0.0
             rows.append(_estimate_row(estimate, **common))
             said: list[Row] = [{"quantity": "censored", "value": float(estimate.censored)}]
@@ -103,7 +105,7 @@ def sae_rows(
                 for e in one_seed_estimates(group[0], codes[0], counted.doc_ids, seed=config.seed)
             ]
         else:
-            counts[role] = _count_only(latents, counted, k, config.seed)
+            counts[role] = _count_only(latents, counted, k, config, whole)
             rows.append({"quantity": "reproducible", "value": counts[role], **common})
     matched = k_reached and abs(fvus["main"] - config.target_fvu) <= FVU_TOLERANCE
     facts: dict[str, float] = {
@@ -168,12 +170,14 @@ def splice_rows(
 
 
 def _count(
-    latents: list[LatentSet], held: HeldOut, k: int, seed: int
+    latents: list[LatentSet], held: HeldOut, k: int, config: StudyConfig
 ) -> tuple[Estimate, Reproducibility | None]:
-    """S_>=2 with its interval, and what it is made of; None where it was refused."""
-    generator = torch.Generator().manual_seed(seed)
+    """The count with its interval, and what it is made of; None where it was refused."""
+    generator = torch.Generator().manual_seed(config.seed)
     try:
-        found = reproducible_estimate(latents, held.doc_ids, held.x, k=k, generator=generator)
+        found = reproducible_estimate(
+            latents, held.doc_ids, held.x, k=k, min_seeds=config.min_seeds, generator=generator
+        )
     except InsufficientData as refusal:
         return refusal.partial, None
     return found.estimate, found
@@ -182,8 +186,8 @@ def _count(
 def _behind(found: Reproducibility) -> list[Row]:
     """The figures beside the count."""
     facts = {
-        "reproducible_before_null": float(found.count.s_ge[2]),
-        "reproducible_null": float(found.null.s_ge[2]),
+        "reproducible_before_null": float(found.count.s_ge[found.min_seeds]),
+        "reproducible_null": float(found.null.s_ge[found.min_seeds]),
         "reproducible_all_seeds": float(found.count.s_ge[found.count.n_seeds]),
         "reproducible_se": found.se,
         "match_threshold": found.count.threshold,
@@ -199,7 +203,7 @@ def _token_rows(
     """Whether the classes that were counted only name the current token, or its position."""
     identity = token_identity(
         latents,
-        found.count.classes,
+        found.classes,
         held.token_ids,
         held.positions,
         held.doc_ids,
@@ -223,20 +227,35 @@ def _strictness_rows(
     """The count at other thresholds of both tests, and what chance gave there."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
-    for one in by_strictness(latents, held.doc_ids, held.x, found.count, k=k, generator=generator):
+    how: dict[str, Any] = {"min_seeds": found.min_seeds, "k": k, "generator": generator}
+    for one in by_strictness(latents, held.doc_ids, held.x, found.count, **how):
         rows.append(_estimate_row(one.estimate) | {"quantity": one.quantity})
         rows.append({"quantity": f"{one.quantity}_null", "value": float(one.null)})
     return rows
 
 
-def _count_only(latents: list[LatentSet], held: HeldOut, k: int, seed: int) -> float:
-    """The same count without its interval, which takes most of the time."""
-    generator = torch.Generator().manual_seed(seed)
-    most = max(found.n_live for found in latents)
-    threshold = null_threshold(held.x, most, most, generator=generator)
-    count = reproducible(latents, threshold)
-    null = null_reproducible(held.x, count.n_live, k, threshold=threshold, generator=generator)
-    return float(max(count.s_ge[2] - null.s_ge[2], 0))
+def _count_only(
+    latents: list[LatentSet],
+    held: HeldOut,
+    k: int,
+    config: StudyConfig,
+    whole: Reproducibility | None,
+) -> float:
+    """The same count without its interval, which takes most of the time.
+
+    With the threshold and the null of `whole`, the count that it is compared with: another draw of
+    either would move a small count more than training does.
+    """
+    if whole is None:
+        generator = torch.Generator().manual_seed(config.seed)
+        most = max(found.n_live for found in latents)
+        threshold = null_threshold(held.x, most, most, generator=generator)
+        n_live = [found.n_live for found in latents]
+        null = null_reproducible(held.x, n_live, k, threshold=threshold, generator=generator)
+    else:
+        threshold, null = whole.count.threshold, whole.null
+    found = reproducible(latents, threshold).s_ge[config.min_seeds]
+    return float(max(found - null.s_ge[config.min_seeds], 0))
 
 
 def _estimate_row(estimate: Estimate, **more: Any) -> Row:

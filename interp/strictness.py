@@ -1,4 +1,4 @@
-"""S_>=2 when latents are matched more loosely or more strictly: does a finding hang on that?"""
+"""The count when latents are matched more loosely or more strictly: does a finding hang on that?"""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.config import MIN_SEEDS
 from interp.documents import document_weights
 from interp.estimate import Estimate
 from interp.reproducibility import Resampler, with_interval
@@ -32,7 +33,7 @@ def quantity_of(by: str, at: float) -> str:
 
 
 class AtStrictness(NamedTuple):
-    """S_>=2 under one setting."""
+    """S_>=min_seeds under one setting."""
 
     quantity: str
     estimate: Estimate
@@ -46,6 +47,7 @@ def by_strictness(
     x_held: Float[Tensor, "token d_in"],
     headline: ReproducibleCount,
     *,
+    min_seeds: int = MIN_SEEDS,
     k: int,
     generator: torch.Generator,
     n_bootstrap: int = 100,
@@ -60,7 +62,7 @@ def by_strictness(
     nulls = null_sets(x_held, headline.n_live, k, threshold=loosest, generator=generator)
     n_docs = len(np.unique(np.asarray(doc_ids)))
     drawn = list(document_weights(n_docs, n_bootstrap, generator=generator))
-    resampler = Resampler(dicts, doc_ids, loosest, headline.min_correlation, MIN_FIRES)
+    resampler = Resampler(dicts, doc_ids, loosest, headline.min_correlation, MIN_FIRES, min_seeds)
     d_sae, d_in = dicts[0].W_dec.shape
     blank = Estimate("reproducible", None, n_tokens=dicts[0].n_tokens, n_seeds=len(dicts),
                      d_sae=d_sae, k=k)  # fmt: skip
@@ -68,7 +70,7 @@ def by_strictness(
         if by == "cosine" and math.isclose(at, headline.threshold, abs_tol=1e-6):
             continue
         how = (at, headline.min_correlation) if by == "cosine" else (headline.threshold, at)
-        null = reproducible(nulls, *how).s_ge[2]
+        null = reproducible(nulls, *how).s_ge[min_seeds]
         spread = resampler.spread(drawn, *how)
         found = with_interval(blank, spread.found, null, spread, n_bootstrap)
         per_dim = (found.value or 0.0) / d_in

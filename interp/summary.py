@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from interp import families
-from interp.config import StudyConfig
+from interp.config import MIN_SEEDS, StudyConfig
 from interp.constant_width import ARM, Arm
 from interp.correlate import partial_spearman, spearman_exact
 from interp.counts import packing_records, sensitivity_records
@@ -72,6 +72,7 @@ def summarise(
         "d_sae_per_d_model": config.d_sae_per_d_model[0],
         # A summary without the word is of topk, as all were before there was a choice.
         **({} if config.architecture == "topk" else {"architecture": config.architecture}),
+        **({} if config.min_seeds == MIN_SEEDS else {"found_by": _found_by(config)}),
         "k_rule": f"k <= d_model/4 whose FVU in pilots is nearest to {config.target_fvu}",
     }
     chosen = [r for r in packing if _is_primary(r, primary, facts)]
@@ -97,6 +98,12 @@ def summarise(
         "scaling": scaling,
         "warnings": _warnings(packing, chosen, exponent, scaling, config, facts, text_warnings),
     }
+
+
+def _found_by(config: StudyConfig) -> str:
+    """Which seeds find a latent that counts."""
+    n, least = config.n_seeds, config.min_seeds
+    return f"all {n} seeds" if least == n else f"at least {least} of {n} seeds"
 
 
 def _model(fact: dict[str, Any]) -> dict[str, Any]:

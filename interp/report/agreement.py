@@ -7,14 +7,14 @@ from interp.report.wording import CONTROLS, percent, significant, whole
 
 QUANTITIES = {
     "live_latents_mean": "Live latents of a seed",
-    "reproducible_before_null": "Found by two seeds or more",
+    "reproducible_before_null": "Found by {found_by}",
     "reproducible_all_seeds": "Found by all seeds",
     "reproducible_null": "Found by chance",
     "match_threshold": "Cosine of a match, at least",
 }
 
 
-def agreement_table(results: pd.DataFrame | None) -> Table | None:
+def agreement_table(results: pd.DataFrame | None, found_by: str) -> Table | None:
     """One line per model, control, place and dictionary; None where nothing was matched."""
     keys = ["model", "control", "hook_point", "about", "d_sae", "k"]
     if results is None or not {"quantity", "value", "role", *keys} <= set(results.columns):
@@ -48,7 +48,7 @@ def agreement_table(results: pd.DataFrame | None) -> Table | None:
                 significant(cosine, 2),
             )
         )
-    first, *more = QUANTITIES.values()
+    first, *more = (text.replace("{found_by}", found_by) for text in QUANTITIES.values())
     columns = ("Model", "Weights", "Hook point", "Stream", *["SAE"] * several, "D", "k", first,
                *more[:-1], "By all seeds, share of live", more[-1])  # fmt: skip
     return folded(columns, models_first(rows), {"Hook point", "Stream", "k"})

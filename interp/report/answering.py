@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from interp.report.arm_answering import arm_more, arm_sentence, rising_twins
 from interp.report.contrast import Contrast, Verdict, contrast
-from interp.report.records import Exponent, PackingRow, Summary
+from interp.report.records import TWO_SEEDS, Exponent, PackingRow, Summary
 from interp.report.wording import (
     SUBLAYERS,
     doubts,
@@ -39,7 +39,7 @@ def answer(summary: Summary) -> Answer:
     """The sentences at the top of the report."""
     rows = rows_in_the_answer(summary)
     if summary.arm is not None:
-        first = arm_sentence(summary, summary.arm, rows, feature_noun(summary.about))
+        first = arm_sentence(summary, summary.arm, rows, _noun(summary))
         return Answer(first, (*arm_more(summary, summary.arm, rows), *_bound(summary, rows)))
     rising = at_widths([r for r in rows if r.twin is not None and r.twin.rising])
     more = [
@@ -71,6 +71,12 @@ def rows_in_the_answer(summary: Summary) -> tuple[PackingRow, ...]:
 def feature_noun(about: str) -> str:
     """`contextual features`, or plain `features` where token and position are in the count."""
     return "contextual features" if about == "contextual" else "features (token and position too)"
+
+
+def _noun(summary: Summary) -> str:
+    """With the seeds that find them, where more than two have to."""
+    noun = feature_noun(summary.about)
+    return noun if summary.found_by == TWO_SEEDS else f"{noun} found by {summary.found_by}"
 
 
 def at_widths(rows: Sequence[PackingRow], *, as_span: bool = False, few: bool = False) -> str:
@@ -107,7 +113,7 @@ def _packing(summary: Summary, rows: Sequence[PackingRow]) -> str:
 
 def _no_answer(summary: Summary) -> str:
     tried = summary.primary_rows
-    name = feature_noun(summary.about)
+    name = _noun(summary)
     if not tried:
         return f"Not identified: this run holds no count of {name} at the primary layer."
     none = f"none of the {len(tried)} counts of {name} may be used"
@@ -118,7 +124,7 @@ def _no_answer(summary: Summary) -> str:
 
 
 def _sentence(summary: Summary, rows: Sequence[PackingRow], contrasts: Sequence[Contrast]) -> str:
-    trained = _trained(rows)
+    trained = _trained(rows, _noun(summary))
     if not contrasts:
         return (
             f"{trained}; {without_twins(summary, rows)}, so this does not show what training adds."
@@ -169,14 +175,14 @@ def without_twins(summary: Summary, rows: Sequence[PackingRow]) -> str:
     )
 
 
-def _trained(rows: Sequence[PackingRow]) -> str:
+def _trained(rows: Sequence[PackingRow], noun: str) -> str:
     per_dim = known_values(row.per_dim for row in rows)
     at_least = "at least " if all(row.lower_bound for row in rows) and max(per_dim) > 0 else ""
-    count = f"{at_least}{span(per_dim)} {feature_noun(rows[0].about)} per dimension"
+    count = f"{at_least}{span(per_dim)} {noun} per dimension"
     if len(rows) == 1:
         only = rows[0]
         who = f"the trained model of {at_widths(rows)} packs"
-        count = f"{at_least}{in_prose(only.per_dim)} {feature_noun(only.about)} per dimension"
+        count = f"{at_least}{in_prose(only.per_dim)} {noun} per dimension"
     else:
         who = f"{len(rows)} trained models of {at_widths(rows, as_span=True)} pack"
     censored = [row for row in rows if row.censored]

@@ -7,8 +7,8 @@ from interp.report.records import Summary
 
 ESTIMATORS: Mapping[str, str] = MappingProxyType(
     {
-        "reproducible": "latents that at least two dictionaries, trained from different seeds, "
-        "find again: matched one to one by direction and by when they fire",
+        "reproducible": "latents that dictionaries trained from different seeds find again "
+        "({found_by}): matched one to one by direction and by when they fire",
         "saturation": "the level at which the latents found again by several dictionaries stop "
         "growing as the dictionary gets larger",
         "live_latents_10": "latents of one dictionary that fire often enough, but not all the time",
@@ -21,15 +21,21 @@ ESTIMATORS: Mapping[str, str] = MappingProxyType(
 def estimators(summary: Summary) -> tuple[tuple[str, str], ...]:
     """(name, what it counts) of the estimators in the tables."""
     used = dict.fromkeys(row.estimator for row in summary.packing)
-    told = ((name, ESTIMATORS[name]) for name in used if name in ESTIMATORS)
+    told = ((name, _told(name, summary)) for name in used if name in ESTIMATORS)
     return tuple((name, f"{text[0].upper()}{text[1:]}.") for name, text in told)
+
+
+def _told(name: str, summary: Summary) -> str:
+    return ESTIMATORS[name].replace("{found_by}", summary.found_by)
 
 
 def meaning(summary: Summary) -> tuple[tuple[str, str], ...]:
     """(catchword, sentences) in the order a reader needs them."""
     rows = summary.primary_rows
     estimator = rows[0].estimator if rows else "reproducible"
-    counted = ESTIMATORS.get(estimator, f"what the estimator {estimator} gives")
+    counted = f"what the estimator {estimator} gives"
+    if estimator in ESTIMATORS:
+        counted = _told(estimator, summary)
     contextual = summary.about == "contextual"
     stream = (
         "Contextual means: what the current token and its position predict on average is taken out "

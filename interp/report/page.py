@@ -107,7 +107,7 @@ def render(run: RunRecords, drawn: Mapping[str, Figure], vectors: Mapping[str, s
         token_sentence=token_sentence(summary),
         token_table=token_table(summary),
         dictionary_table=dictionary_table(run.results),
-        agreement_table=agreement_table(run.results),
+        agreement_table=agreement_table(run.results, summary.found_by),
         dictionary_overlap_table=dictionary_overlap_table(summary.overlaps),
         head_overlap_table=head_overlap_table(summary.overlaps),
         ablation=ablation_note(run.results),

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 ARM = "constant_width"
+TWO_SEEDS = "two seeds or more"
+"""Who finds a latent that counts, where nothing else was asked for."""
 FULL = 0.85
 """Share of a dictionary: counts are censored from .9 on, and then lose what chance gives."""
 NO_CHANGE_PER_DIM = 0.05
@@ -463,6 +465,11 @@ class Summary:
     def architecture(self) -> str:
         """Of the SAEs that the headline counts."""
         return str(self.primary.get("architecture") or "topk")
+
+    @property
+    def found_by(self) -> str:
+        """Which seeds find a latent that counts: `two seeds or more`, `all 5 seeds`."""
+        return str(self.primary.get("found_by") or TWO_SEEDS)
 
     @property
     def about(self) -> str:

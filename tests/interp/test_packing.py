@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from interp.packing import (
     DocumentTotals,
@@ -191,6 +192,50 @@ def test_reproducible_estimate(n_seeds):
     json.dumps(found.estimate.to_json(), allow_nan=False)
 
 
+@pytest.mark.parametrize("min_seeds", [3, 4, 5])
+def test_more_seeds_may_have_to_agree(min_seeds):
+    """Each latent of the count has them; without one seed all that are left are enough."""
+    world = World()
+    dicts = world.seeds(5)
+    options = {"threshold": THRESHOLD, "n_bootstrap": 20}
+    found = reproducible_estimate(
+        dicts, world.doc_ids, world.x, min_seeds=min_seeds, generator=generator(), **options
+    )
+    assert found.estimate.value == found.count.s_ge[min_seeds] - found.null.s_ge[min_seeds]
+    assert 0 < found.count.s_ge[min_seeds] < found.count.s_ge[2]
+    assert len(found.classes) == found.count.s_ge[min_seeds]
+    assert ((found.classes >= 0).sum(axis=1) >= min_seeds).all()
+    for s, without in enumerate(found.leave_one_out):
+        others = [d for i, d in enumerate(dicts) if i != s]
+        assert without == reproducible(others, THRESHOLD).s_ge[min(min_seeds, 4)]
+    assert found.estimate.ci_low < found.estimate.value < found.estimate.ci_high
+    [alike] = [
+        one for one in by_strictness(
+            dicts, world.doc_ids, world.x, found.count, min_seeds=min_seeds, k=3,
+            generator=generator(), n_bootstrap=5,
+        ) if one.quantity == "reproducible_correlation_0.7"
+    ]  # fmt: skip
+    strict = reproducible(dicts, THRESHOLD, 0.7).s_ge[min_seeds]
+    assert alike.estimate.value == strict - alike.null
+
+
+@pytest.mark.parametrize(("n_seeds", "min_seeds"), [(3, 3), (5, 4), (5, 5)])
+def test_interval_over_seeds_covers_where_more_have_to_agree(n_seeds, min_seeds):
+    """As `test_interval_over_seeds_covers`, with the chance of each feature known."""
+    rng = np.random.default_rng(1)
+    p = np.linspace(0.5, 0.98, 200)
+    mean = stats.binom.sf(min_seeds - 1, n_seeds, p).sum()
+    least = min(min_seeds, n_seeds - 1)
+    covered = []
+    for _ in range(300):
+        found = rng.random((n_seeds, 200)) < p
+        without = [(np.delete(found, s, 0).sum(axis=0) >= least).sum() for s in range(n_seeds)]
+        v_seeds = (n_seeds - 1) ** 2 / n_seeds * np.var(without, ddof=1)
+        half = half_width(float(v_seeds), 0.0, 0.0, n_seeds, 100)
+        covered.append(abs((found.sum(axis=0) >= min_seeds).sum() - mean) <= half)
+    assert np.mean(covered) > 0.91
+
+
 def test_resampled_documents_equal_repeated_documents():
     # The sums by document must give what matching the repeated tokens from scratch gives.
     world = World(zipf=1.5)
@@ -307,13 +352,17 @@ def test_too_few_seeds_or_documents_are_refused():
     world = World()
     dicts = world.seeds(3)
     options = {"generator": generator(), "threshold": THRESHOLD, "n_bootstrap": 5}
-    with pytest.raises(InsufficientData, match="at least two") as refusal:
+    with pytest.raises(InsufficientData, match="1 seeds; at least 2 are needed") as refusal:
         reproducible_estimate(dicts[:1], world.doc_ids, world.x, **options)
     assert refusal.value.partial.value is None
     with pytest.raises(InsufficientData, match="fewer than three seeds") as refusal:
         reproducible_estimate(dicts[:2], world.doc_ids, world.x, **options)
     assert refusal.value.partial.value == reproducible(dicts[:2], THRESHOLD).s_ge[2]
     assert refusal.value.partial.identified is False
+    with pytest.raises(InsufficientData, match="3 seeds; at least 4 are needed"):
+        reproducible_estimate(dicts, world.doc_ids, world.x, min_seeds=4, **options)
+    with pytest.raises(ValueError, match="one seed reproduces nothing"):
+        reproducible_estimate(dicts, world.doc_ids, world.x, min_seeds=1, **options)
     with pytest.raises(InsufficientData, match="1 held-out documents"):
         reproducible_estimate(dicts, torch.zeros(1200), world.x, **options)
 

@@ -32,8 +32,10 @@ def test_the_preset_names_its_question_before_the_run() -> None:
     base = referee.models[0]
     assert base == "ladder/d064"
     assert referee.twins == referee.shuffled == referee.gaussian == (base,)
-    # A dictionary that all models fill would give them one count and the test nothing to rank.
-    assert referee.d_sae_per_d_model[0] >= 16
+    # Dictionaries that all models fill would give them one count and the test nothing to rank:
+    # what two seeds find fills those of the base model, what all five find does not.
+    assert referee.min_seeds == referee.n_seeds
+    assert referee.d_sae_per_d_model == (4,)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +52,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Any:
                 "text": str(write_text(root / "text")),
                 "loss_tokens": 2_048, "means_tokens": 4_096, "pilot_tokens": 2_048,
                 "sae_tokens": 4_096, "primary_sae_tokens": 8_192, "held_out_tokens": 2_048,
-                "splice_tokens": 1_024, "n_seeds": 3, "pilot_ks": (2,), "chunk_tokens": 1_024,
-                "d_sae_per_d_model": (2,), "threads": 1,
+                "splice_tokens": 1_024, "n_seeds": 3, "min_seeds": 3, "pilot_ks": (2,),
+                "chunk_tokens": 1_024, "d_sae_per_d_model": (2,), "threads": 1,
             }
         )  # fmt: skip
         found = run_study(config, root / "run", quiet=True)

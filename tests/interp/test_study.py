@@ -17,7 +17,7 @@ import pytest
 import saes
 from interp import durable, measure, provenance, results
 from interp.cli import main
-from interp.config import StudyConfig
+from interp.config import StudyConfig, parse_config
 from interp.durable import only_writer
 from interp.errors import UserError
 from interp.geometry import mean_squared_overlap
@@ -270,6 +270,30 @@ def test_a_rule_that_agrees_on_k_shares_the_longer_training(
     configs = [json.loads(f.read_text())["metadata"]["superscope"]["config"]
                for f in (run.path / "saes").rglob("cfg.json")]  # fmt: skip
     assert [c["n_tokens"] for c in configs] == [12_288] * config.n_seeds
+
+
+def test_more_seeds_may_have_to_find_a_latent(
+    of_many_documents: StudyConfig, tmp_path: Path
+) -> None:
+    """The setting is of the count alone: another one trains nothing."""
+    fewer = {"twins": (), "gaussian": (), "streams": ("contextual",), "d_sae_per_d_model": (2,)}
+    two = of_many_documents.model_copy(update=fewer)
+    run = run_study(two, tmp_path / "run", quiet=True)
+    assert "found_by" not in run.summary["primary"]
+    weights = {p: p.stat().st_mtime_ns for p in run.path.rglob("sae_weights.safetensors")}
+    assert weights
+    everyone = two.model_copy(update={"min_seeds": two.n_seeds})
+    run = run_study(everyone, run.path, quiet=True, redo=True)
+    assert {p: p.stat().st_mtime_ns for p in weights} == weights
+    values = run.results[run.results.role == "main"].set_index("quantity").value
+    assert values["reproducible_before_null"] == values["reproducible_all_seeds"]
+    left = values["reproducible_before_null"] - values["reproducible_null"]
+    assert values["reproducible"] == max(left, 0)
+    assert run.summary["primary"]["found_by"] == f"all {two.n_seeds} seeds"
+    assert f"found by all {two.n_seeds} seeds" in run.summary["headline"]
+    assert f"Found by all {two.n_seeds} seeds" in (run.path / "report.html").read_text()
+    with pytest.raises(UserError, match="min_seeds 4 is more than n_seeds 3"):
+        parse_config(two.model_dump() | {"min_seeds": 4, "n_seeds": 3}, "here")
 
 
 def test_the_same_line_again_redoes_nothing(
