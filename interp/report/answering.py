@@ -237,10 +237,11 @@ def _bound(summary: Summary, rows: Sequence[PackingRow]) -> list[str]:
     if len(ratios) > 1:
         return ["These are lower bounds: the counts were still growing with the dictionary."]
     text = (
-        f"These are lower bounds: they are taken with {ratios[0]:g} latents per dimension, and "
-        f"what such dictionaries have no room for is not counted."
+        f"These are lower bounds of what larger dictionaries would find again: they are taken with "
+        f"{ratios[0]:g} latents per dimension."
     )
-    return [" ".join([text, *_larger(summary, rows)])]
+    no_bound = "They bound no number of true features: latents that stand for two count too."
+    return [" ".join([text, *_larger(summary, rows), no_bound])]
 
 
 def _larger(summary: Summary, rows: Sequence[PackingRow]) -> list[str]:
