@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,14 @@ from interp.calibration import RESULT_FILE, condensed
 from interp.errors import UserError
 from interp.machine import cpu_name
 from interp.progress import Progress
+from interp.provenance import COUNTING, SAES_ASIDE, modules, sources_sha256
 from interp.report import static
 from interp.run import write_json, write_table
 
 CONFIG = "config.json"
+MAKERS = COUNTING | {"calibrate_cells.py", "calibrate_replicate.py", "chao.py",
+                     "decoder_overlap.py", "seed_richness.py", "synthetic.py"}  # fmt: skip
+"""Modules that replicates come from, beside saes' training."""
 REPLICATES = "replicates"
 
 
@@ -68,12 +74,13 @@ def calibrate(
     All cells' first replicates come before any second, so that whatever is there is even. Each
     replicate is a file of its own: a killed run loses one at most, and a longer run of the same
     cells takes them over. Writes `results.parquet`, `summary.json` and the figure into `out`.
-    Raises UserError where the folder holds another calibration.
+    Raises UserError where the folder holds another calibration, or replicates by other code.
     """
     _claim(out, config)
     with durable.only_writer(out):
         (out / REPLICATES).mkdir(exist_ok=True)
         durable.remove_partials(out / REPLICATES)
+        _require_this_code(out)
         progress = Progress(sum(_cost(config, c) for c, _ in _jobs(config)), quiet=quiet)
         replicates = []
         for cell, replicate in _jobs(config):
@@ -122,6 +129,7 @@ def _run(
         "cell": cell.name,
         "replicate": replicate,
         "n_features": cell.n_features,
+        "code_sha256": _code_sha256(),
         "seconds": round(time.monotonic() - started, 1),
         "rows": rows,
     }
@@ -152,6 +160,26 @@ def _write(
         durable.write(out / "figures" / f"{figure.name}.png", static.png(drawn))
     write_json(out / "summary.json", summary)
     return summary
+
+
+def _require_this_code(out: Path) -> None:
+    for file in sorted((out / REPLICATES).glob("*.json")):
+        if json.loads(file.read_text()).get("code_sha256") != _code_sha256():
+            raise UserError(
+                f"{file} was made by other code; remove the replicates to make them again, or "
+                "choose another --out"
+            )
+
+
+@cache
+def _code_sha256() -> str:
+    """Of everything that a replicate's rows hang on: two by different code are no pair."""
+    return sources_sha256(
+        (package, file)
+        for package in ("interp", "saes")
+        for file in modules(files(package))
+        if file.name in MAKERS or (package == "saes" and file.name not in SAES_ASIDE)
+    )
 
 
 def _jobs(config: CalibrationConfig) -> Iterator[tuple[Cell, int]]:

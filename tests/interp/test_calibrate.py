@@ -1,6 +1,7 @@
 """The calibration: its cells and gates by hand, and a tiny run that resumes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -271,6 +272,16 @@ def test_a_lost_replicate_is_made_again_and_nothing_else(tiny):
     assert kept.stat().st_mtime_ns == stamp
     assert after["cells"] == before["cells"]
     assert sorted((out / "replicates").iterdir()) == files
+
+
+def test_replicates_by_other_code_are_not_taken_over(tiny, tmp_path):
+    out = Path(shutil.copytree(tiny[0], tmp_path / "out"))
+    file = next((out / calibrate.REPLICATES).iterdir())
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"code_sha256": "another"}))
+    before = (out / "summary.json").read_bytes()
+    with pytest.raises(UserError, match=r"was made by other code; remove the replicates"):
+        calibrate.calibrate(TINY, out, command="interp calibrate", workers=1, quiet=True)
+    assert (out / "summary.json").read_bytes() == before
 
 
 def test_replicates_differ():
