@@ -89,7 +89,7 @@ def dose_response(
         p_trend, _ = order_test(scale, values, generator=generator)
         # Where even this order could not show, an order that does not show says nothing.
         at_best, _ = order_test(np.sort(scale), np.sort(values), generator=generator)
-        if at_best > ALPHA:
+        if at_best is not None and at_best > ALPHA:
             p_trend = None
             reasons.append(f"no trend of these doses can reach {ALPHA:g} ({at_best:.2g} at best)")
         line = theil_sen(scale, values)

@@ -205,7 +205,7 @@ def train(
         )
     torch.set_num_threads(recipe.n_threads)
     run_dir.mkdir(parents=True, exist_ok=True)
-    text = hashlib.sha256(np.ascontiguousarray(train_ids)).hexdigest()
+    text = hashlib.sha256(np.ascontiguousarray(train_ids).data).hexdigest()
     _claim(run_dir, recipe, text)
     model = build_model(recipe.d_model, recipe.seed)
     model.train()
