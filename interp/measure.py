@@ -34,7 +34,7 @@ from interp.run import GAUSSIAN, SHUFFLED, TWIN, write_json, write_table
 from interp.sources import ModelSource
 from interp.spot_rows import pilot_rows, sae_rows, splice_rows
 from interp.spot_training import SpotTraining
-from interp.spots import HALF, MAIN, Spot, longest_budget, seed_configs, spots
+from interp.spots import HALF, MAIN, Spot, longest_budget, sae_tokens, seed_configs, spots
 from interp.streams import Streams
 from interp.tokens import Split, TokenBlocks, tokens
 from interp.units import Unit, files_of
@@ -235,8 +235,6 @@ class Measurement:
         layer_means = self.streams.means.get(spot.layer)
         pilot = self.graph.k_of(unit, spot)
         trained = self._load(unit, spot, pilot["k"])
-        # Of the SAEs themselves: those that another rule shares may have more than this one asks.
-        n_tokens = max(c.n_tokens for c in self.graph.sae_items(unit, spot).values())
         held = HeldOut.of(model, held_out, spot, self.streams, seed=config.seed)
         found = pilot_rows(pilot)
         found += sae_rows(
@@ -246,7 +244,7 @@ class Measurement:
             config,
             k=pilot["k"],
             k_reached=pilot["reached"],
-            n_tokens=n_tokens,
+            n_tokens=sae_tokens(config, spot),
             strictness=spot == self.spots[0],  # what the headline is read off, of controls too
         )
         if self.control != GAUSSIAN:  # noise belongs in no forward pass

@@ -231,8 +231,8 @@ class _Members(NamedTuple):
             return _Members(*(np.nansum(part[:, seeds][kept], axis=1) / n for part in self))
 
     def sample(self, number: int) -> _Members:
-        """The classes that fired in one sample."""
-        fired = ~np.isnan(self.bits[:, number])
+        """The classes that fired in one sample, and more than once: one position has no entropy."""
+        fired = self.random[:, number] > 0
         return _Members(*(part[fired, number] for part in self))
 
 

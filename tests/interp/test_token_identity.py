@@ -340,6 +340,14 @@ def test_samples_of_documents_equal_repeated_documents(monkeypatch: pytest.Monke
     assert (bits < 1.0).mean(axis=0) == pytest.approx(resampled_by_hand(dicts, classes))
 
 
+def test_a_class_that_a_sample_meets_once_says_nothing_there() -> None:
+    """One position has no entropy, nor has a random one: 0 / 0 made a whole count fail."""
+    bits, random = np.array([[1.0, 0.0], [2.0, 2.0]]), np.array([[2.0, 0.0], [8.0, 8.0]])
+    members = module._Members(bits, random, bits, bits)
+    assert [len(members.sample(number).bits) for number in (0, 1)] == [2, 1]
+    assert (members.sample(1).bits / members.sample(1).random).tolist() == [0.25]
+
+
 def test_too_few_classes_have_a_value_and_no_interval() -> None:
     dicts = [latent_set(seed) for seed in range(3)]
     classes = reproducible(dicts, 0.7).classes
