@@ -27,7 +27,8 @@ from interp.report import static
 from interp.run import write_json, write_table
 
 CONFIG = "config.json"
-MAKERS = COUNTING | {"calibrate_cells.py", "calibrate_replicate.py", "chao.py",
+_OF_STUDIES = {"spot_rows.py", "splice.py", "strictness.py", "token_identity.py"}
+MAKERS = (COUNTING - _OF_STUDIES) | {"calibrate_cells.py", "calibrate_replicate.py", "chao.py",
                      "decoder_overlap.py", "seed_richness.py", "synthetic.py"}  # fmt: skip
 """Modules that replicates come from, beside saes' training."""
 REPLICATES = "replicates"

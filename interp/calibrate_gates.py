@@ -142,9 +142,11 @@ def _value(
     biased = [(e["bias"], cell, e) for cell, e in of if e["bias"] is not None]
     if not biased:
         return None, None, never
-    value, cell, worst = max(biased, key=lambda found: abs(found[0]))
-    enough = worst["n_replicates"] >= min_replicates
-    return value, cell, {True: full and len(biased) == len(of), False: enough}
+    low, high = gate["limit"]
+    in_full = [found for found in biased if found[2]["n_replicates"] >= min_replicates]
+    failing = [found for found in in_full if not low <= found[0] <= high]
+    value, cell, _ = max(failing or biased, key=lambda found: abs(found[0]))
+    return value, cell, {True: full and len(biased) == len(of), False: bool(failing)}
 
 
 def _finite(number: float) -> float | None:

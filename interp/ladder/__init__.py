@@ -65,10 +65,13 @@ def levers(name: str) -> dict[str, Any]:
     from interp.ladder import arm
 
     if name in arm_names():
-        return {key: record(name)[key] for key in ("lever", "rows")}
-    if name != PREFIX + arm.BASE:
+        found = {"lever": record(name)["lever"]}
+    elif name == PREFIX + arm.BASE:
+        found = {"lever": None, "lever_base": arm.base_values()}
+    else:
         return {"lever": None}
-    return {"lever": None, "lever_base": arm.base_values(), "rows": record(name)["rows"]}
+    # A model whose shipping was cut short has none yet.
+    return found | {key: value for key, value in record(name).items() if key == "rows"}
 
 
 def budgets() -> list[dict[str, Any]]:

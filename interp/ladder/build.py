@@ -206,6 +206,7 @@ def train_budgets(
             if held:
                 continue
             found = [_budget(work_dir, name, recipe, ids) for name, recipe in recipes.items()]
+            _merge(work_dir / BUDGETS_FILE.name, found, _BUDGET)
             if ship:
                 _ship_budgets(found)
 
@@ -390,7 +391,8 @@ def export(
         **({} if lever is None else {"lever": lever}),
     }
     # First the record: a model that is there without one would break whoever asks for its lever.
-    add_to_record(PREFIX + name, record)
+    # Nothing of an earlier model by that name stays: what is measured on it comes last.
+    add_to_record(PREFIX + name, record, afresh=True)
     with tempfile.TemporaryDirectory(dir=CHECKPOINTS, prefix=".partial-") as partial:
         fresh.half().save_pretrained(partial)
         target = CHECKPOINTS / name
@@ -400,10 +402,10 @@ def export(
             (target / file).chmod(0o644)
 
 
-def add_to_record(name: str, facts: dict[str, Any]) -> None:
-    """Merge facts into the committed record of a shipped model."""
+def add_to_record(name: str, facts: dict[str, Any], *, afresh: bool = False) -> None:
+    """Merge facts into the committed record of a shipped model, or put them in its place."""
     records = json.loads(RECORDS_FILE.read_text()) if RECORDS_FILE.exists() else {}
-    records[name] = records.get(name, {}) | facts
+    records[name] = facts if afresh else records.get(name, {}) | facts
     _write(RECORDS_FILE, dict(sorted(records.items())))
 
 

@@ -295,7 +295,7 @@ def _claim(run_dir: Path, recipe: Recipe, text: str) -> None:
     path = run_dir / "recipe.json"
     if path.exists() and Recipe.model_validate_json(path.read_text()) != recipe:
         raise UserError(f"{run_dir} holds a run of another recipe; choose another folder")
-    if _text_of(run_dir) not in (None, text):
+    if path.exists() and _text_of(run_dir) != text:
         raise UserError(f"{run_dir} holds a run on another text; choose another folder")
     durable.write(run_dir / TEXT, text.encode())
     durable.write(path, (recipe.model_dump_json(indent=1) + "\n").encode())

@@ -236,6 +236,11 @@ def _bound(summary: Summary, rows: Sequence[PackingRow]) -> list[str]:
         return []
     if len(ratios) > 1:
         return ["These are lower bounds: the counts were still growing with the dictionary."]
+    if summary.found_by != TWO_SEEDS:  # larger dictionaries may split what they agree on
+        return [
+            f"The counts are taken with {ratios[0]:g} latents per dimension; with larger "
+            f"dictionaries so many seeds may agree on more or on fewer."
+        ]
     text = (
         f"These are lower bounds of what larger dictionaries would find again: they are taken with "
         f"{ratios[0]:g} latents per dimension."

@@ -103,7 +103,7 @@ def dose_response(
         title="What the levers move",
         subtitle=f"from above: {listed(drawn)}; band: seeds of the base recipe; dashed: untrained "
         "twin; bars: 95% intervals",
-        alt=f"Packing and loss against each lever. Packing moves with {moved}. "
+        alt=f"{listed(drawn).capitalize()} against each lever. Packing moves with {moved}. "
         + ". ".join(said)
         + ".",
         spec=side_by_side(panels, columns=len(levers)),

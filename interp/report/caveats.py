@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from interp.report.answering import at_widths as where
 from interp.report.answering import rows_in_the_answer
-from interp.report.arm_answering import lever_name
+from interp.report.arm_answering import OUTCOMES, lever_name
 from interp.report.contrast import Verdict, contrast
 from interp.report.records import PackingRow, Summary
 from interp.report.wording import listed, percent, plural, significant
@@ -222,12 +222,13 @@ def _arm(summary: Summary) -> list[str]:
         "initial weights, and most its batches, and those of one lever have most in common. The "
         "permutation over the arm takes them to be exchangeable."
     )
-    short = sorted({r.lever for r in arm.responses if r.tau is not None and r.p_trend is None})
-    if short:
-        found.append(
-            f"Too few models along {listed([lever_name(lever) for lever in short])}: no trend "
-            f"there can reach .05, whatever it is."
-        )
+    for outcome in dict.fromkeys(r.outcome for r in arm.responses):
+        tried = [r for r in arm.responses if r.outcome == outcome and r.tau is not None]
+        if short := [lever_name(r.lever) for r in tried if r.p_trend is None]:
+            found.append(
+                f"Too few models along {listed(short)}: no trend of {OUTCOMES[outcome]} there can "
+                f"reach .05, whatever it is."
+            )
     if arm.measurement_share is not None and arm.measurement_share > 0.25:
         found.append(
             f"{percent(arm.measurement_share)} of the variance of packing between models is what "

@@ -175,6 +175,13 @@ def test_refusals_are_no_passes():
     assert gates["saturation: identified"]["passed"] is False
 
 
+def test_a_failure_in_a_full_cell_is_not_hidden_by_a_worse_one_that_is_not():
+    other = cell(zipf=1.0)
+    found = many(INDEPENDENT, 128 * 1.12) + many(other, 128 * 1.4, 1)
+    gate = judged(found, [INDEPENDENT, other])["saturation: bias_independent"]
+    assert (gate["passed"], gate["cell"]) == (False, INDEPENDENT.name)
+
+
 def test_few_replicates_decide_only_what_more_could_not_mend():
     """The words speak of one in ten: eleven refusals are more than a hundred can make good."""
 
