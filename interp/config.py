@@ -279,10 +279,8 @@ PRESETS: dict[str, StudyConfig] = {
     # The constant-width arm. Named before the run: the primary metric is the contextual count at
     # half depth, the arm is all of it, and the lever that the question is about is the decay.
     # Models are ranked by their counts, so counts must have room. What two seeds find has none:
-    # of the base model, five seeds, 16.8 million tokens, it fills dictionaries of 4 and 8 latents
-    # per dimension, and at 16 and 32 (0.88 and 0.75 of D) it still grows with the tokens; at FVU
-    # 0.20 8 per dimension are 0.86. What all five find is 0.60 of D at 4 per dimension, where
-    # doubling the tokens moved it by 3%. It was chosen on the base model alone.
+    # of the base model in the committed `full` it fills dictionaries of 4 and 8 latents per
+    # dimension. What all five find is 0.61 of D at 4. It was chosen on the base model alone.
     "referee": StudyConfig(
         preset="referee",
         arm="constant_width",
