@@ -50,9 +50,9 @@ def add(commands: Any) -> None:
 
 
 def _corpus(args: argparse.Namespace) -> None:
-    from interp.ladder import build
+    from interp.ladder import work_folder
 
-    build.corpus(args.dir)
+    work_folder.corpus(args.dir)
 
 
 def _bracket(args: argparse.Namespace) -> None:

@@ -16,8 +16,8 @@ from interp import ladder
 from interp.cli_parts import LOSS_TOKENS
 from interp.errors import UserError
 from interp.ladder import corpus
+from interp.ladder.bigram import bigram_loss
 from interp.ladder.bracket import best_run, open_sides
-from interp.ladder.build import bigram_loss
 from interp.ladder.card import BRACKET_FILE, CARD_FILE, card_text
 from interp.ladder.recipe import BRACKET, BRACKET_TOKENS, Recipe, learning_rates
 from interp.ladder.train import build_model, held_out_loss, train

@@ -13,7 +13,7 @@ import torch
 
 from interp import ladder
 from interp.errors import UserError
-from interp.ladder import build, card, signed_decay
+from interp.ladder import build, card, records, signed_decay
 from interp.ladder.arm import BASE, LEVERS, base_recipe, base_values, variants
 from interp.ladder.recipe import Recipe
 from interp.ladder.train import _optimizer, batch_at, build_model, train
@@ -228,7 +228,7 @@ def test_losses_of_budgets_keep_their_order(tmp_path: Path) -> None:
         for d, n in itertools.product((64, 32), (20, 10))
     ]
     for entry in [*entries, entries[0]]:
-        build._merge(file, [entry], build._BUDGET)
+        records.merge_losses(file, [entry], records.BUDGET)
     found = json.loads(file.read_text())
     assert [(e["d_model"], e["n_tokens"]) for e in found] == [
         (32, 10),

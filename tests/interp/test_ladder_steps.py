@@ -20,7 +20,8 @@ from interp import durable, ladder
 from interp.cli import main
 from interp.errors import UserError
 from interp.fits import fit_jointly
-from interp.ladder import build
+from interp.ladder import build, work_folder
+from interp.ladder import corpus as corpus_module
 from interp.loss_table import read_table
 from interp.models import load
 
@@ -139,7 +140,7 @@ def test_projects_are_those_of_the_corpus_that_is_there(
     work = Path(shutil.copytree(corpus, tmp_path / "work"))
 
     def made() -> bytes:
-        return build._projects_stream(work, 2).tobytes()
+        return work_folder.projects_stream(work, 2).tobytes()
 
     text, tokenizer = work / "train.parquet", work / "tokenizer" / "tokenizer.json"
     first, kept = made(), (text.read_bytes(), tokenizer.read_text())
@@ -152,7 +153,7 @@ def test_projects_are_those_of_the_corpus_that_is_there(
     tokenizer.write_text(json.dumps(vocabulary))
     assert len({first, second, made()}) == 3
     # What was made of the first corpus is there still.
-    monkeypatch.setattr(build, "token_stream", pytest.fail)
+    monkeypatch.setattr(work_folder, "token_stream", pytest.fail)
     text.write_bytes(kept[0])
     tokenizer.write_text(kept[1])
     assert made() == first
@@ -196,7 +197,7 @@ def test_a_bracket_of_one_width_leaves_the_others_where_they_are(
     ]))  # fmt: skip
     (work / "corpus_manifest.json").write_text("{}")
     monkeypatch.setattr(build, "BRACKET_FILE", shipped)
-    monkeypatch.setattr(build.corpus_module, "MANIFEST_FILE", tmp_path / "manifest.json")
+    monkeypatch.setattr(corpus_module, "MANIFEST_FILE", tmp_path / "manifest.json")
     monkeypatch.setattr(build, "WIDTHS", ())
     assert main(["ladder", "train", "--dir", str(work), "--ship"]) == 0
     assert losses(shipped) == {16: [4.0, 4.0], 32: [2.0], 64: [1.0]}

@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerFast
 
 from interp import ladder
 from interp.geometry import row_facts
-from interp.ladder import build, card, train
+from interp.ladder import build, card, records, shipping, train, work_folder
+from interp.ladder import corpus as corpus_module
 from interp.ladder.arm import BASE, Variant
 from interp.ladder.recipe import Recipe
+from interp.ladder.tokenizer import token_stream
 from interp.models import load
 
 STEPS, BATCH = 96, 256
@@ -55,17 +58,17 @@ def redirect(package: Path, put: Callable[[Any, str, Any], None] = setattr) -> N
     if not (package / "models.json").exists():
         shutil.copyfile(ladder.RECORDS_FILE, package / "models.json")
     (package / "checkpoints").mkdir(exist_ok=True)
-    for module in (ladder, build):
+    for module in (ladder, shipping):
         put(module, "CHECKPOINTS", package / "checkpoints")
         put(module, "BUDGETS_FILE", package / "budgets.json")
-    for module in (ladder, build, card):
+    for module in (ladder, records, shipping, card):
         put(module, "RECORDS_FILE", package / "models.json")
     put(card, "CARD_FILE", package / "MODEL_CARD.md")
     put(build, "base_recipe", base_recipe)
     put(build, "variants", variants)
     put(build, "WIDTHS", (16,))
     put(train, "CHECKPOINT_SECONDS", 0.0)
-    put(build.corpus_module, "MANIFEST_FILE", _manifest(package / "corpus_manifest.json"))
+    put(corpus_module, "MANIFEST_FILE", _manifest(package / "corpus_manifest.json"))
     put(card, "MANIFEST_FILE", package / "corpus_manifest.json")
 
 
@@ -88,8 +91,8 @@ def write_corpus(work: Path) -> Path:
             table["project"].append(f"project {i}")
             table["text"].append("".join(rng.choice(words, 60)))
     pq.write_table(pa.table(table), work / "train.parquet")
-    tokenizer = build.PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
-    ids = np.concatenate(list(build.token_stream(tokenizer, table["text"])))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+    ids = np.concatenate(list(token_stream(tokenizer, table["text"])))
     np.save(work / "train.npy", np.tile(ids, 1 + STEPS * BATCH // len(ids)))
     np.save(work / "held_out.npy", ids[:2_000])
     return work
@@ -97,11 +100,11 @@ def write_corpus(work: Path) -> Path:
 
 def ship_base(work: Path) -> None:
     """The main arm's model that the others vary, under its own name."""
-    ids = build._ids(work)
+    ids = work_folder.token_ids(work)
     run_dir = work / "main" / BASE
     model = train.train(base_recipe(), ids["train"], ids["held_out"], run_dir)
-    build.export(model, BASE, base_recipe(), build._log(run_dir), 6.0, work)
-    build.add_to_record(f"ladder/{BASE}", evaluate(BASE))
+    shipping.export(model, BASE, base_recipe(), work_folder.run_log(run_dir), 6.0, work)
+    records.add_to_record(f"ladder/{BASE}", evaluate(BASE))
 
 
 def run(step: str, work: Path) -> None:
