@@ -9,6 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from interp.config import MIN_SEEDS
 from interp.estimate import Estimate
 
 RESULT_FILE = "calibration.json"
@@ -41,12 +42,18 @@ def shipped() -> tuple[dict[str, Any], ...]:
     return tuple(json.loads(file.read_text())) if file.is_file() else ()
 
 
-def calibrated(estimate: Estimate, records: Sequence[dict[str, Any]] | None = None) -> str:
+def calibrated(
+    estimate: Estimate,
+    records: Sequence[dict[str, Any]] | None = None,
+    *,
+    min_seeds: int = MIN_SEEDS,
+) -> str:
     """The calibrated bias beside an estimate, in words, or "uncalibrated".
 
     On a model neither the true n/d nor L0 nor the structure of its features is known: the range is
     over all cells at the nearest n/d with this estimator and number of seeds. A lower bound has no
-    bias and is uncalibrated; so is a value farther than NEIGHBOURHOOD from every cell.
+    bias and is uncalibrated; so is a value farther than NEIGHBOURHOOD from every cell, and one of
+    what more than two seeds find again, which the calibration does not count.
     records: `condensed`; None takes the shipped ones.
     """
     found = [
@@ -55,7 +62,13 @@ def calibrated(estimate: Estimate, records: Sequence[dict[str, Any]] | None = No
         if r["estimator"] == estimate.estimator and r["n_seeds"] == estimate.n_seeds
     ]
     per_dim = estimate.per_dim
-    if not found or not estimate.identified or not per_dim or per_dim <= 0:
+    if (
+        min_seeds != MIN_SEEDS
+        or not found
+        or not estimate.identified
+        or not per_dim
+        or per_dim <= 0
+    ):
         return UNCALIBRATED
 
     def off(record: dict[str, Any]) -> float:

@@ -126,7 +126,7 @@ def packing_records(
                     control: cell.estimate(quantity, int(d_model), int(d_sae), config.n_seeds)
                     for control, cell in by_control.items()
                 }
-                record = where | _record(found, config.architecture)
+                record = where | _record(found, config.architecture, config.min_seeds)
                 if quantity == "reproducible":
                     larger = [c[TRAINED] for d, c in sizes if d > d_sae and TRAINED in c]
                     record |= {"outgrown": _outgrown(by_control[TRAINED], larger)}
@@ -139,7 +139,7 @@ def packing_records(
                 if (n := _saturation(sizes, control, int(d_model), config)) is not None
             }
             if TRAINED in found:
-                records.append(where | _record(found, config.architecture))
+                records.append(where | _record(found, config.architecture, config.min_seeds))
     return records
 
 
@@ -179,7 +179,7 @@ def sensitivity_records(
         where = _where(facts, config, str(model), int(layer), str(about))
         how = {"k_rule": rule}
         how |= {} if architecture == "topk" else {"architecture": architecture}
-        records.append(where | how | _record(found, architecture))
+        records.append(where | how | _record(found, architecture, config.min_seeds))
     return records
 
 
@@ -187,7 +187,7 @@ def _outgrown(cell: _Cell, larger: list[_Cell]) -> bool | None:
     """Whether a larger dictionary of the same place finds more: the count is then a lower bound.
 
     More is beyond chance (95%, the two independent) and by at least what convergence lets pass. A
-    larger one need not have converged: what two of its seeds found is there. None without one.
+    larger one need not have converged: what its seeds found again is there. None without one.
     """
     value, se = cell.get("reproducible"), cell.get("reproducible_se")
     others = [
@@ -298,7 +298,7 @@ def _saturation(
     )
 
 
-def _record(found: Mapping[str, Estimate], architecture: str) -> dict[str, Any]:
+def _record(found: Mapping[str, Estimate], architecture: str, min_seeds: int) -> dict[str, Any]:
     """The trained model's estimate, with those of the controls inside."""
     keep = (
         "value", "ci_low", "ci_high", "per_dim", "d_sae", "k", "fvu", "fvu_matched",
@@ -306,7 +306,7 @@ def _record(found: Mapping[str, Estimate], architecture: str) -> dict[str, Any]:
     )  # fmt: skip
     own = found[TRAINED]
     # The known feature counts were found again by TopK SAEs, and nothing else has been tried.
-    known = calibrated(own) if architecture == "topk" else UNCALIBRATED
+    known = calibrated(own, min_seeds=min_seeds) if architecture == "topk" else UNCALIBRATED
     record = own.to_json() | {"calibration": known, "usable": usable(own)}
     record["controls"] = []
     for control in CONTROLS:

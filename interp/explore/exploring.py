@@ -237,7 +237,8 @@ def _write(
             depth=group.depth,
             main=group.main,
             matched=matched,
-            found=len(seeds.classes) if matched else None,
+            min_seeds=run.config.min_seeds,
+            found=len(seeds.found_again(run.config.min_seeds)) if matched else None,
             by_chance=group.found.get("reproducible_null"),
             fvu=group.found.get("fvu_mean"),
             counted=counted,
@@ -257,6 +258,7 @@ def _settings(run: Run, group: Group) -> dict[str, Any]:
         "text": config.text,
         "held_out_tokens": config.held_out_tokens,
         "seed": config.seed,
+        "min_seeds": config.min_seeds,
         "saes": [durable.sha256(folder / "sae_weights.safetensors") for folder in group.folders],
         **counted_on(run, group.model),
     }

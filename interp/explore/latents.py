@@ -83,6 +83,10 @@ class Seeds:
             return np.empty((0, len(self.saes)), dtype=np.int64)
         return reproducible(self.sets, self.match_threshold).classes
 
+    def found_again(self, min_seeds: int) -> Int[np.ndarray, "class seed"]:
+        """The classes that a study counts which asks so many seeds to agree."""
+        return self.classes[(self.classes >= 0).sum(axis=1) >= min_seeds]
+
     @cached_property
     def matches(self) -> list[list[list[Match]]]:
         return in_other_seeds([s.W_dec for s in self.saes], self.z, self.classes)

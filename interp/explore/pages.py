@@ -22,6 +22,7 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 
 from interp import durable
+from interp.config import MIN_SEEDS
 from interp.explore.firings import AFTER, BEFORE
 from interp.explore.records import HeldOutText, Latent, Match
 from interp.report.tables import ARCHITECTURES
@@ -89,9 +90,10 @@ class Facts:
     matched: bool
     """Whether the study's matching could be repeated."""
     found: int | None
-    """Classes that two seeds or more found."""
+    """Classes that `min_seeds` or more found."""
     by_chance: float | None
     fvu: float | None
+    min_seeds: int = MIN_SEEDS
     counted: list[int] = field(default_factory=list)
     """Latents of each seed that the study counts."""
     told: list[int] | None = None
@@ -246,6 +248,7 @@ def write_index(
             "models": sum(control == TRAINED for _, control in by_model),
         },
         has_labels=any(f.told is not None for f in groups),
+        min_seeds=groups[0].min_seeds if groups else MIN_SEEDS,
         preset=preset,
         preview=preview,
         left=left,
@@ -277,6 +280,9 @@ def _group_page(facts: Facts) -> str:
         "note": f"{ARCHITECTURES[facts.architecture]} SAEs at {hook_point}, on {stream}."
         + (f" FVU {facts.fvu:.3f}." if facts.fvu is not None else ""),
         "n_seeds": facts.n_seeds,
+        "enough": [
+            n for n in sorted({MIN_SEEDS, facts.min_seeds, facts.n_seeds}) if 1 < n <= facts.n_seeds
+        ],
         "n_tokens": f"{facts.n_tokens:,}",
         "text": facts.text,
         "has_labels": has_labels,

@@ -58,6 +58,11 @@ def test_what_was_not_calibrated_says_so(changes):
     assert calibrated(replace(ESTIMATE, **changes), RECORDS) == UNCALIBRATED
 
 
+def test_what_more_seeds_have_to_find_is_another_count():
+    assert calibrated(ESTIMATE, RECORDS, min_seeds=2) != UNCALIBRATED
+    assert calibrated(ESTIMATE, RECORDS, min_seeds=5) == UNCALIBRATED
+
+
 def test_cells_without_a_bias_calibrate_nothing():
     assert calibrated(ESTIMATE, [record(bias=None)]) == UNCALIBRATED
     assert calibrated(ESTIMATE, []) == UNCALIBRATED

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,23 @@ def test_counts_of_the_index_are_those_of_the_records(site: Path) -> None:
     assert "1,200 latents of 4 sparse autoencoders in 2 models" in " ".join(words.split())
     assert "1 more dictionaries" not in words
     assert "1 more dictionary of this study is not explored yet" in words
+
+
+def test_pages_name_the_seeds_that_a_study_asks_for(tmp_path: Path) -> None:
+    root = tmp_path / "explorer"
+    explorer_pages.write_site(root)
+    facts = pages.read_facts(next(root.glob("ladder*/*/300-4")))
+    assert facts is not None
+    for least, columns, choices in (
+        (2, "Found by 2 seeds or more", ["2 seeds or more", "all 5 seeds"]),
+        (4, "Found by 4 seeds or more", ["2 seeds or more", "4 seeds or more", "all 5 seeds"]),
+    ):
+        asked = replace(facts, n_seeds=5, min_seeds=least)
+        index = pages.write_index(root, [asked], preset="full", preview=False, left=0)
+        assert columns in " ".join(Tags(index.read_text()).words.split())
+        pages.write_page(root, asked)
+        drawn = (root / facts.key / "index.html").read_text("utf-8")
+        assert re.findall(r">((?:all )?\d seeds(?: or more)?)<", drawn) == choices
 
 
 def test_links_of_the_index_lead_to_pages(site: Path) -> None:

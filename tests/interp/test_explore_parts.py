@@ -14,6 +14,7 @@ from explorer_pages import facts as facts_of
 from interp.explore.agreement import Codes, best_elsewhere, in_other_seeds, neighbours
 from interp.explore.exploring import compared_with
 from interp.explore.firings import AFTER, BEFORE, STRONGEST, Firings, Text
+from interp.explore.latents import Seeds
 from interp.explore.lens import logit_lens
 from interp.explore.pages import Facts
 from interp.explore.records import HeldOutText
@@ -96,6 +97,13 @@ def test_classes_come_before_the_nearest_direction() -> None:
 
 
 # The logit lens
+
+
+def test_classes_that_a_study_counts_are_of_as_many_seeds_as_it_asks_for() -> None:
+    seeds = Seeds([], [], np.arange(0), None, None, seed=0)
+    seeds.__dict__["classes"] = np.array([[0, 1, -1], [1, -1, 0], [2, 2, 2]])
+    assert [len(seeds.found_again(r)) for r in (2, 3)] == [3, 1]
+    assert seeds.found_again(3).tolist() == [[2, 2, 2]]
 
 
 def test_the_lens_is_the_norm_and_the_head(tiny_model: Any) -> None:
