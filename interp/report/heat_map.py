@@ -7,7 +7,7 @@ import altair as alt
 from interp.report import marks
 from interp.report.marks import Figure
 from interp.report.records import PackingRow
-from interp.report.wording import hollow, percent, significant, with_interval
+from interp.report.wording import hollow, percent, significant, unequal_training, with_interval
 
 ROW_HEIGHT = 34
 
@@ -56,6 +56,7 @@ def heat_map(rows: Sequence[PackingRow]) -> Figure | None:
         subtitle="; ".join(
             ["the shade follows the number"]
             + [key.replace("hollow", "in brackets") for key in hollow(shown)]
+            + unequal_training(shown)
         ),
         alt=f"{noun.capitalize()} per dimension by model and depth. "
         + "; ".join(f"width {c['label']} at {c['depth']}: {c['text']}" for c in cells)

@@ -8,7 +8,7 @@ from interp.report import marks
 from interp.report.marks import Figure, Row
 from interp.report.records import PackingRow
 from interp.report.theme import KINDS
-from interp.report.wording import hollow, significant, with_interval
+from interp.report.wording import hollow, significant, unequal_training, with_interval
 
 HEIGHT = 340
 
@@ -88,6 +88,7 @@ def _profile(
                 "one line per model, ending in its width",
                 *(["dashed: dictionary size"] if ceiling else []),
                 *hollow([row for _, row in placed]),
+                *unequal_training([row for _, row in placed]),
             ]
         ),
         alt=f"{noun.capitalize()} per dimension {of_what}, one line per model. "

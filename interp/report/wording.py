@@ -131,6 +131,23 @@ def hollow(rows: Sequence[PackingRow]) -> list[str]:
     return [f"hollow: {why}, enters no fit"] if why else []
 
 
+def unequal_training(rows: Sequence[PackingRow]) -> list[str]:
+    """The part of a figure's key that says which depths have longer trained dictionaries.
+
+    None where all were trained on as many tokens, or where that is not known.
+    """
+    tokens: dict[float, float] = {}
+    for row in rows:
+        if row.layer_fraction is not None and row.tokens_per_latent and row.d_sae:
+            most = tokens.get(row.layer_fraction, 0.0)
+            tokens[row.layer_fraction] = max(most, row.tokens_per_latent * row.d_sae)
+    if not tokens or max(tokens.values()) < 1.01 * min(tokens.values()):
+        return []
+    longer = [depth for depth in sorted(tokens) if tokens[depth] > 1.01 * min(tokens.values())]
+    told = ", ".join(f"{tokens[depth] / 1e6:.1f}M at {depth:.0%}" for depth in longer)
+    return [f"SAE tokens {told}, else {min(tokens.values()) / 1e6:.1f}M"]
+
+
 def plural(n: int, noun: str) -> str:
     """`1 model`, `3 models`."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

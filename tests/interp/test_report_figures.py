@@ -250,6 +250,19 @@ def test_several_sizes_give_a_profile_over_them() -> None:
     assert {point["x"] for point in symbols(found)} == {8, 16}
 
 
+def test_depths_whose_dictionaries_were_trained_longer_are_named() -> None:
+    data = report_run.summary()
+    names = ("packing_by_layer", "packing_by_depth")
+    alike = all_figures(read_summary(data))
+    assert not any("SAE tokens" in alike[name].subtitle for name in names)
+    for row in data["packing"]:
+        per_latent = 4.0e6 / row["d_sae"]
+        row["tokens_per_latent"] = per_latent * (4 if row["layer_fraction"] == 0.5 else 1)
+    told = "SAE tokens 16.0M at 50%, else 4.0M"
+    found = all_figures(read_summary(data))
+    assert all(told in found[name].subtitle for name in names)
+
+
 def test_a_figure_keeps_to_its_stream_and_its_dictionary_size() -> None:
     data = report_run.summary()
     for about in ("contextual", "all"):
