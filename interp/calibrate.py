@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +16,7 @@ from interp import durable
 from interp.calibrate_cells import PRESETS, CalibrationConfig, Cell, refusal
 from interp.calibrate_figure import calibration_figure
 from interp.calibrate_gates import cell_records, tidy, verdicts
-from interp.calibrate_replicate import run_replicate
+from interp.calibrate_jobs import Job, make, wall_seconds
 from interp.calibrate_saturation import saturation_rows
 from interp.calibration import RESULT_FILE, condensed
 from interp.errors import UserError
@@ -67,14 +67,15 @@ def calibrate(
     out: Path,
     *,
     command: str,
-    workers: int | None = None,
+    processes: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Run what is not there yet of every cell and replicate, then judge; the summary.
 
     All cells' first replicates come before any second, so that whatever is there is even. Each
     replicate is a file of its own: a killed run loses one at most, and a longer run of the same
-    cells takes them over. Writes `results.parquet`, `summary.json` and the figure into `out`.
+    cells takes them over. `processes`: how many at once, one thread each (default: the cores).
+    Writes `results.parquet`, `summary.json` and the figure into `out`.
     Raises UserError where the folder holds another calibration, or replicates by other code.
     """
     _claim(out, config)
@@ -82,22 +83,14 @@ def calibrate(
         (out / REPLICATES).mkdir(exist_ok=True)
         durable.remove_partials(out / REPLICATES)
         _require_this_code(out)
-        progress = Progress(sum(_cost(config, c) for c, _ in _jobs(config)), quiet=quiet)
+        jobs = _jobs(config, out / REPLICATES)
+        _make_missing(jobs, config, processes or os.cpu_count() or 1, quiet=quiet)
         replicates = []
-        for cell, replicate in _jobs(config):
-            file = out / REPLICATES / f"{cell.name}.{replicate}.json"
-            cost = _cost(config, cell)
-            if file.exists():
-                progress.skip(cost)
-            else:
-                _run(cell, replicate, config, file, progress, cost, workers)
-            record = json.loads(file.read_text())
-            record["rows"] += saturation_rows(record["rows"], cell, config)
+        for job in jobs:
+            record = json.loads(job.file.read_text())
+            record["rows"] += saturation_rows(record["rows"], job.cell, config)
             replicates.append(record)
-        summary = _write(config, out, replicates, command)
-        seconds = summary["wall_time_seconds"]
-        progress.close(f"done; {len(replicates)} replicates took {seconds / 60:.1f} minutes")
-    return summary
+        return _write(config, out, replicates, command)
 
 
 def ship(summary: dict[str, Any]) -> Path:
@@ -107,35 +100,23 @@ def ship(summary: dict[str, Any]) -> Path:
     return path
 
 
-def _run(
-    cell: Cell,
-    replicate: int,
-    config: CalibrationConfig,
-    file: Path,
-    progress: Progress,
-    cost: float,
-    workers: int | None,
+def _make_missing(
+    jobs: Sequence[Job], config: CalibrationConfig, processes: int, *, quiet: bool
 ) -> None:
-    label = f"{cell.name}, replicate {replicate + 1} of {config.n_replicates}"
-    started = time.monotonic()
-    rows = run_replicate(
-        cell,
-        replicate,
-        config,
-        workers=workers,
+    progress = Progress(sum(_cost(config, job.cell) for job in jobs), quiet=quiet)
+    missing = [job for job in jobs if not job.file.exists()]
+    progress.skip(sum(_cost(config, job.cell) for job in jobs if job not in missing))
+
+    def heartbeat(job: Job, share: float) -> None:
         # Training is most of it; the rest shows when the replicate is done.
-        heartbeat=lambda share: progress.at(label, 0.8 * share * cost),
-    )
-    record = {
-        "cell": cell.name,
-        "replicate": replicate,
-        "n_features": cell.n_features,
-        "code_sha256": _code_sha256(),
-        "seconds": round(time.monotonic() - started, 1),
-        "rows": rows,
-    }
-    write_json(file, record)
-    progress.finish(cost)
+        progress.at(job.label, 0.8 * share * _cost(config, job.cell))
+
+    if len(missing) > 1 and processes > 1:
+        progress.note(f"{len(missing)} replicates, {min(processes, len(missing))} at a time")
+    for job in make(missing, config, processes, heartbeat=heartbeat):
+        progress.at(f"{job.label} is there")
+        progress.finish(_cost(config, job.cell))
+    progress.close(f"done; {len(jobs)} replicates")
 
 
 def _write(
@@ -149,7 +130,7 @@ def _write(
         "cells": cells,
         "gates": verdicts(cells),
         "n_replicates": len(replicates),
-        "wall_time_seconds": round(sum(r["seconds"] for r in replicates), 1),
+        "wall_time_seconds": round(wall_seconds([r["span"] for r in replicates]), 1),
         "cpu": cpu_name(),
     }
     write_table(out / "results.parquet", table)
@@ -183,15 +164,17 @@ def _code_sha256() -> str:
     )
 
 
-def _jobs(config: CalibrationConfig) -> Iterator[tuple[Cell, int]]:
-    for replicate in range(config.n_replicates):
-        for cell in config.cells:
-            yield cell, replicate
+def _jobs(config: CalibrationConfig, folder: Path) -> list[Job]:
+    return [
+        Job(cell, replicate, folder / f"{cell.name}.{replicate}.json", _code_sha256())
+        for replicate in range(config.n_replicates)
+        for cell in config.cells
+    ]
 
 
 def _cost(config: CalibrationConfig, cell: Cell) -> float:
     """Work of a replicate, in any unit: rows times a share that all sizes have, and their own."""
-    return sum(config.n_rows * (400 + d_sae) for d_sae in config.sizes(cell))
+    return sum(config.rows(d_sae) * (55 + d_sae) for d_sae in config.sizes(cell))
 
 
 def _claim(out: Path, config: CalibrationConfig) -> None:

@@ -96,17 +96,29 @@ class CalibrationConfig(BaseModel):
     """Draws of every cell: other directions, rows and SAE seeds each time."""
     d_sae_per_d_in: tuple[PositiveInt, ...] = Field(default=(1, 2, 4, 8, 16), min_length=4)
     """The same in every cell: whoever counts does not know n. Five, because the largest may not
-    converge and N needs four that did."""
+    converge and N needs four that did; four are enough where all have the rows to converge."""
     n_seeds: int = Field(default=5, ge=3)
     n_rows: int = Field(default=1_048_576, ge=4_096)
-    """Training rows of each SAE."""
+    """Training rows of each SAE, at least."""
+    rows_per_latent: int = Field(default=0, ge=0)
+    """Training rows of a larger one, per latent: without more rows larger ones do not converge."""
+    largest_holds_twice: bool = False
+    """Double all sizes of a cell until the largest holds twice its features, as one goes on with
+    larger dictionaries until the count stops growing."""
     held_out_rows: int = Field(default=32_768, ge=2_048)
     rows_per_document: int = Field(default=128, gt=0)
     """The rows are independent, so documents are runs of them; only the intervals need them."""
 
     def sizes(self, cell: Cell) -> tuple[int, ...]:
         """d_sae of the cell's dictionaries, ascending."""
-        return tuple(sorted(m * cell.d_in for m in self.d_sae_per_d_in))
+        sizes = sorted(m * cell.d_in for m in self.d_sae_per_d_in)
+        while self.largest_holds_twice and sizes[-1] < 2 * cell.n_features:
+            sizes = [2 * size for size in sizes]
+        return tuple(sizes)
+
+    def rows(self, d_sae: int) -> int:
+        """Training rows of a dictionary of this size."""
+        return max(self.n_rows, self.rows_per_latent * d_sae)
 
     def group(self, cell: Cell) -> str | None:
         return cell.group(self.sizes(cell)[-1])
@@ -124,6 +136,15 @@ def _compact() -> Iterable[Cell]:
         {"children": 3},
         {"noise": 0.3},
     ):
+        yield Cell(n_per_dim=4, zipf=0.5, **difficulty, **common)
+
+
+def _gates() -> Iterable[Cell]:
+    """The region of every gate at its ends, few enough to run each a hundred times."""
+    common = {"d_in": 32, "l0": 2.0}
+    for n_per_dim, zipf in ((1, 0.0), (2, 1.0), (4, 0.5), (8, 0.0), (8, 1.0)):
+        yield Cell(n_per_dim=n_per_dim, zipf=zipf, **common)
+    for difficulty in ({"k_ratio": 0.5}, {"k_ratio": 2.0}, {"correlation": 0.5}, {"children": 3}):
         yield Cell(n_per_dim=4, zipf=0.5, **difficulty, **common)
 
 
@@ -157,5 +178,14 @@ def refusal(error: ValidationError, what: str) -> UserError:
 
 PRESETS: dict[str, CalibrationConfig] = {
     "compact": CalibrationConfig(preset="compact", cells=tuple(_compact()), n_replicates=1),
+    "gates": CalibrationConfig(
+        preset="gates",
+        cells=tuple(_gates()),
+        n_replicates=100,
+        d_sae_per_d_in=(1, 2, 4, 8),
+        n_rows=262_144,
+        rows_per_latent=8_192,
+        largest_holds_twice=True,
+    ),
     "full": CalibrationConfig(preset="full", cells=tuple(_full()), n_replicates=100),
 }

@@ -110,23 +110,22 @@ def _train(
     heartbeat: Callable[[float], None],
 ) -> tuple[dict[int, list[SAE]], dict[int, list[SAE]]]:
     """By size, the seeds on all rows and on half of them (which branch off; see `saes.trunk`)."""
-    n_rows = config.n_rows
-    shared: dict[str, Any] = {
-        "d_in": cell.d_in,
-        "k": cell.k,
-        "hook_point": STREAM,
-        "dead_after_tokens": max(1, min(MAX_DEAD_AFTER_TOKENS, n_rows // 20)),
-    }
-    budgets = (
-        {"n_tokens": n_rows, "lr_warmup_fraction": WARM_UP},
-        {"n_tokens": n_rows // 2, "lr_warmup_fraction": 2 * WARM_UP},
-    )
     plan = [
-        SAEConfig(d_sae=d_sae, seed=replicate * config.n_seeds + seed, **shared, **budget)
+        SAEConfig(
+            d_in=cell.d_in,
+            d_sae=d_sae,
+            k=cell.k,
+            hook_point=STREAM,
+            seed=replicate * config.n_seeds + seed,
+            dead_after_tokens=max(1, min(MAX_DEAD_AFTER_TOKENS, config.rows(d_sae) // 20)),
+            n_tokens=config.rows(d_sae) // share,
+            lr_warmup_fraction=share * WARM_UP,
+        )
         for d_sae in config.sizes(cell)
-        for budget in budgets
+        for share in (1, 2)
         for seed in range(config.n_seeds)
     ]
+    n_rows = max(one.n_tokens for one in plan)
 
     def stream() -> Iterator[dict[str, Tensor]]:
         generator = torch.Generator().manual_seed(2 * replicate)

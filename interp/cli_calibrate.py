@@ -25,7 +25,8 @@ def add(commands: Any) -> None:
         nargs="?",
         default="compact",
         metavar="PRESET",
-        help="compact (the default: nine cells once, minutes) or full (a grid, 100 times, days)",
+        help="compact (the default: nine cells once, minutes), gates (nine cells 100 times, half a "
+        "day) or full (a grid 100 times, days)",
     )
     calibrate.add_argument("--out", type=Path, metavar="DIR", help="default: runs/calibrate-PRESET")
     calibrate.add_argument(
@@ -42,7 +43,9 @@ def add(commands: Any) -> None:
         help="dictionary sizes per dimension (the preset's)",
     )
     calibrate.add_argument("--cells", nargs="+", metavar="CELL", help="some of its cells")
-    calibrate.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    calibrate.add_argument(
+        "--processes", type=count, metavar="N", help="replicates at once (default: the cores)"
+    )
     calibrate.add_argument(
         "--ship", action="store_true", help="put the result into the package, for reports"
     )
@@ -130,7 +133,7 @@ def _calibrate(args: argparse.Namespace) -> None:
     words = list(sys.argv[1:]) if sys.argv[0].endswith("interp") else ["calibrate"]
     out = args.out or Path("runs") / f"calibrate-{args.preset}"
     summary = calibrate.calibrate(
-        config, out, command=shlex.join(["interp", *words]), workers=args.threads
+        config, out, command=shlex.join(["interp", *words]), processes=args.processes
     )
     if args.ship:
         print(f"shipped: {calibrate.ship(summary)}", file=sys.stderr)

@@ -31,6 +31,7 @@ AFTERWARDS = {
     "calibrate_cells.py",
     "calibrate_figure.py",
     "calibrate_gates.py",
+    "calibrate_jobs.py",
     "calibrate_replicate.py",
     "calibrate_saturation.py",
     "calibration.py",

@@ -1,16 +1,20 @@
 """The calibration: its cells and gates by hand, and a tiny run that resumes."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
-from interp import calibrate
+from interp import calibrate, calibrate_jobs
 from interp.calibrate_cells import PRESETS, CalibrationConfig, Cell
 from interp.calibrate_figure import calibration_figure
 from interp.calibrate_gates import cell_records, gates_text, summary_table, tidy, verdicts
+from interp.calibrate_jobs import Job, make, wall_seconds
 from interp.calibrate_replicate import run_replicate
 from interp.calibrate_saturation import saturation_rows
 from interp.cli import main
@@ -241,7 +245,7 @@ def test_both_estimators_are_judged_in_their_own_words():
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     out = tmp_path_factory.mktemp("calibration") / "out"
-    return out, calibrate.calibrate(TINY, out, command="interp calibrate", workers=1, quiet=True)
+    return out, calibrate.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
 
 
 def test_a_run_leaves_its_contract(tiny):
@@ -273,7 +277,7 @@ def test_a_lost_replicate_is_made_again_and_nothing_else(tiny):
     content, stamp = json.loads(lost.read_text()), kept.stat().st_mtime_ns
     lost.unlink()
     (out / "replicates" / f".{lost.name}.partial").write_text("cut off")
-    after = calibrate.calibrate(TINY, out, command="interp calibrate", workers=1, quiet=True)
+    after = calibrate.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
     again = json.loads(lost.read_text())
     assert again["rows"] == content["rows"]
     assert kept.stat().st_mtime_ns == stamp
@@ -287,7 +291,7 @@ def test_replicates_by_other_code_are_not_taken_over(tiny, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"code_sha256": "another"}))
     before = (out / "summary.json").read_bytes()
     with pytest.raises(UserError, match=r"was made by other code; remove the replicates"):
-        calibrate.calibrate(TINY, out, command="interp calibrate", workers=1, quiet=True)
+        calibrate.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
     assert (out / "summary.json").read_bytes() == before
 
 
@@ -331,7 +335,7 @@ def test_the_figure_says_every_cell_and_shows_refusals_hollow():
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["nothing"], "unknown calibration 'nothing'; use one of compact, full"),
+        (["nothing"], "unknown calibration 'nothing'; use one of compact, gates, full"),
         (["compact", "--replicates", "0"], "n_replicates: Input should be greater"),
         (["compact", "--cells", "d1"], "has no cell 'd1'"),
         (["compact", "--rows", "100"], "n_rows: Input should be greater"),
@@ -374,3 +378,67 @@ def test_n_is_right_where_it_should_be():
     [atoms] = [row for row in fits if row["estimator"] == "saturation_atoms"]
     assert atoms["identified"]
     assert atoms["value"] == pytest.approx(64, rel=0.05)
+
+
+# ---- how it is run
+
+
+def test_sizes_grow_until_the_largest_holds_twice_the_features():
+    gates = PRESETS["gates"]
+    for one in gates.cells:
+        sizes = gates.sizes(one)
+        assert len(sizes) == 4
+        assert 2 * one.n_features <= sizes[-1] <= max(8 * one.d_in, 2 * one.n_features)
+        assert gates.group(one) is not None
+    assert gates.sizes(INDEPENDENT) == (32, 64, 128, 256)
+    assert gates.sizes(cell(n_per_dim=8)) == (64, 128, 256, 512)
+    plain = config([INDEPENDENT])
+    assert plain.sizes(cell(n_per_dim=8)) == plain.sizes(INDEPENDENT)
+
+
+def test_larger_dictionaries_get_more_rows():
+    gates = PRESETS["gates"]
+    assert [gates.rows(d_sae) for d_sae in (16, 32, 64, 512)] == [2**18, 2**18, 2**19, 2**22]
+    growing = TINY.model_copy(update={"d_sae_per_d_in": (2, 4), "rows_per_latent": 256})
+    seen = []
+
+    class Rows:
+        def stream(self, n_rows, *, generator):
+            seen.append(n_rows)
+            yield torch.randn(n_rows, 8, generator=generator)
+
+        def rows(self, n, *, generator):
+            return torch.randn(n, 8, generator=generator), torch.zeros(n)
+
+    run_replicate(TINY.cells[0], 0, growing, data=Rows(), workers=1)
+    assert seen == [32 * 256]
+
+
+def test_processes_make_the_same_replicates_as_one(tiny, tmp_path):
+    out = tmp_path / "two"
+    summary = calibrate.calibrate(TINY, out, command="interp calibrate", processes=2, quiet=True)
+    assert summary["cells"] == tiny[1]["cells"]
+    for file in (tiny[0] / calibrate.REPLICATES).iterdir():
+        one, two = (json.loads((f / calibrate.REPLICATES / file.name).read_text())
+                    for f in (tiny[0], out))  # fmt: skip
+        assert one["rows"] == two["rows"]
+
+
+def test_a_lost_process_is_one_line_and_loses_what_it_was_at(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(calibrate_jobs, "_make", lost)
+    jobs = [Job(TINY.cells[0], i, tmp_path / f"{i}.json", "code") for i in range(4)]
+    with pytest.raises(UserError, match="a process of the calibration was killed"):
+        list(make(jobs, TINY, 2))
+    assert not list(tmp_path.iterdir())
+
+
+def lost(job, config):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("spans", "seconds"),
+    [([], 0), ([(1, 3)], 2), ([(1, 3), (2, 5)], 4), ([(1, 9), (2, 5), (20, 21)], 9)],
+)
+def test_wall_time_counts_no_moment_twice(spans, seconds):
+    assert wall_seconds(spans) == seconds

@@ -1,0 +1,125 @@
+"""The replicates of a calibration, one process per core: each a file of its own, written whole.
+
+A replicate's parts are too small for threads: on two of them the counts take several times as long
+as on one wherever another program keeps a core busy.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from interp.calibrate_cells import CalibrationConfig, Cell
+from interp.calibrate_replicate import run_replicate
+from interp.errors import UserError
+from interp.machine import threads
+from interp.run import write_json
+
+
+@dataclass(frozen=True)
+class Job:
+    """One replicate to be made."""
+
+    cell: Cell
+    replicate: int
+    file: Path
+    code_sha256: str
+    """Of the code that makes it, as it was when the calibration began."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.cell.name}, replicate {self.replicate + 1}"
+
+
+def make(
+    jobs: Sequence[Job],
+    config: CalibrationConfig,
+    n_processes: int,
+    *,
+    heartbeat: Callable[[Job, float], None] = lambda job, share: None,
+) -> Iterator[Job]:
+    """Write every job's file; each job as soon as its file is there, in the order they end.
+
+    heartbeat: told the share of a job that is done, where the jobs run in this process.
+    Raises UserError where a process was lost, which is what a lack of memory looks like.
+    """
+    if n_processes == 1 or len(jobs) == 1:
+        for job in jobs:
+            _make(job, config, partial(heartbeat, job))
+            yield job
+        return
+    # Torch may have threads already, so no fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        min(n_processes, len(jobs)), mp_context=context, initializer=_alone
+    ) as pool:
+        # No more than run at once: what is queued would have to be cancelled.
+        left = iter(jobs)
+        first = islice(left, n_processes)
+        running = {pool.submit(_make, job, config): job for job in first}
+        try:
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    future.result()
+                    done = running.pop(future)
+                    if (after := next(left, None)) is not None:
+                        running[pool.submit(_make, after, config)] = after
+                    yield done
+        except BrokenProcessPool:
+            raise UserError(
+                "a process of the calibration was killed, perhaps for memory; run the same line "
+                "again to go on, with fewer --processes if it happens again"
+            ) from None
+        finally:
+            if running:
+                for process in multiprocessing.active_children():
+                    process.terminate()
+
+
+def wall_seconds(spans: Sequence[tuple[float, float]]) -> float:
+    """Time during which at least one of the spans (begin, end; seconds) ran."""
+    total, until = 0.0, -float("inf")
+    for begin, end in sorted(spans):
+        total += max(end - max(begin, until), 0.0)
+        until = max(until, end)
+    return total
+
+
+def _make(
+    job: Job, config: CalibrationConfig, heartbeat: Callable[[float], None] = lambda share: None
+) -> None:
+    began = time.time()
+    with threads(1):
+        rows = run_replicate(job.cell, job.replicate, config, workers=1, heartbeat=heartbeat)
+    record = {
+        "cell": job.cell.name,
+        "replicate": job.replicate,
+        "n_features": job.cell.n_features,
+        "code_sha256": job.code_sha256,
+        "span": [round(began, 1), round(time.time(), 1)],
+        "rows": rows,
+    }
+    write_json(job.file, record)
+
+
+def _alone() -> None:
+    """In a process of the pool: no word on Ctrl-C, and no life after the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
