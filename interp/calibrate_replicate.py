@@ -14,6 +14,7 @@ from torch import Tensor
 import saes
 from interp.calibrate_cells import CalibrationConfig, Cell
 from interp.chao import chao2_latents, incidence_of
+from interp.config import MIN_SEEDS
 from interp.decoder_overlap import overlap_estimates
 from interp.estimate import Estimate, InsufficientData
 from interp.packing import (
@@ -76,15 +77,16 @@ def run_replicate(
     documents = torch.arange(len(x)) // config.rows_per_document
     rows: list[Row] = []
     for d_sae in config.sizes(cell):
-        plain, atoms, others = _of_one_size(main[d_sae], half[d_sae], x, documents, cell, generator)
-        rows += [_row(c.estimate, d_sae) | c.facts() for c in (plain, atoms)]
+        counts, others = _of_one_size(main[d_sae], half[d_sae], x, documents, cell, generator)
+        rows += [_row(c.estimate, d_sae) | c.facts() for c in counts]
+        plain = counts[0]
         facts = {"fvu": plain.fvu, "fvu_half": plain.fvu_half, "converged": plain.converged}
         rows += [_row(e, d_sae) | facts for e in others]
     return rows
 
 
 class Count(NamedTuple):
-    """S_>=2 of one size, and whether half the training would have given it too."""
+    """S_>=r of one size, and whether half the training would have given it too."""
 
     d_sae: int
     estimate: Estimate
@@ -155,25 +157,26 @@ def _of_one_size(
     documents: Int[Tensor, " row"],
     cell: Cell,
     generator: torch.Generator,
-) -> tuple[Count, Count, list[Estimate]]:
-    """S_>=2, S_>=2 without composites, and every other estimator."""
+) -> tuple[list[Count], list[Estimate]]:
+    """S_>=2, S_>=2 without composites and what all seeds find; then every other estimator."""
     sae, d_in = main[0], cell.d_in
     latents, before = (
         [LatentSet.from_acts(s.W_dec, s.encode(x)) for s in group] for group in (main, half)
     )
     fvus = [float(np.mean([evaluate(s, [x]).fvu for s in group])) for group in (half, main)]
 
-    def count(full: list[LatentSet], halved: list[LatentSet], name: str) -> Count:
+    def count(
+        full: list[LatentSet], halved: list[LatentSet], name: str, min_seeds: int = MIN_SEEDS
+    ) -> Count:
+        how: dict[str, Any] = {"generator": generator, "n_bootstrap": N_BOOTSTRAP}
         try:
-            result = reproducible_estimate(
-                full, documents, x, generator=generator, n_bootstrap=N_BOOTSTRAP
-            )
+            result = reproducible_estimate(full, documents, x, min_seeds=min_seeds, **how)
         except InsufficientData as refusal:
             partial = replace(refusal.partial, estimator=name)
             return Count(sae.d_sae, partial, None, None, fvus[1], fvus[0], False, None)
         # The null of the full run serves both: it depends on the number of latents alone.
-        matched = reproducible(halved, result.count.threshold).s_ge[2]
-        s_half = float(max(matched - result.null.s_ge[2], 0))
+        matched = reproducible(halved, result.count.threshold).s_ge[min_seeds]
+        s_half = float(max(matched - result.null.s_ge[min_seeds], 0))
         value = result.estimate.value or 0.0
         steady = converged(s_half, value, *fvus, count_slack=COUNT_SLACK_PER_DIM * d_in)
         estimate = replace(result.estimate, estimator=name)
@@ -185,6 +188,7 @@ def _of_one_size(
         [without_composites(found) for found in before],
         "reproducible_atoms",
     )
+    everyone = count(latents, before, "reproducible_all", min_seeds=len(latents))
     totals = DocumentTotals.of(latents[0].acts, documents, sae.d_sae)
     norms = sae.W_dec.norm(dim=1).numpy()
     common: dict[str, Any] = {
@@ -208,7 +212,7 @@ def _of_one_size(
             others += make()
         except InsufficientData as refusal:
             others.append(refusal.partial)
-    return plain, atoms, others
+    return [plain, atoms, everyone], others
 
 
 def _row(estimate: Estimate, d_sae: int) -> Row:

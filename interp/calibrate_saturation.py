@@ -18,8 +18,10 @@ from interp.saturation import saturation
 FITS = {
     "saturation": ("reproducible", True),
     "saturation_atoms": ("reproducible_atoms", True),
+    "saturation_all": ("reproducible_all", True),
     "saturation_unchecked": ("reproducible", False),
     "saturation_atoms_unchecked": ("reproducible_atoms", False),
+    "saturation_all_unchecked": ("reproducible_all", False),
 }
 """Name -> the count it is fitted to, and whether only sizes that converged enter, as in a study."""
 
@@ -29,7 +31,10 @@ def saturation_rows(
 ) -> list[dict[str, Any]]:
     """One row per fit of `FITS`, from the rows of one replicate."""
     found = []
+    made = {r["estimator"] for r in rows}
     for name, (count, checked) in FITS.items():
+        if count not in made:  # of an older version
+            continue
         counts = [r for r in rows if r["estimator"] == count and r["se"] is not None]
         usable = [r for r in counts if r["converged"] or not checked]
         D, S, se = (

@@ -53,22 +53,20 @@ def calibrated(
     On a model neither the true n/d nor L0 nor the structure of its features is known: the range is
     over all cells at the nearest n/d with this estimator and number of seeds. A lower bound has no
     bias and is uncalibrated; so is a value farther than NEIGHBOURHOOD from every cell, and one of
-    what more than two seeds find again, which the calibration does not count.
+    what more than two seeds and not all of them have to find, which the calibration does not count.
     records: `condensed`; None takes the shipped ones.
     """
+    # As `calibrate_saturation.FITS` names them.
+    name = estimate.estimator
+    if min_seeds != MIN_SEEDS:
+        name += "_all" if min_seeds == estimate.n_seeds else "_of_some"
     found = [
         r
         for r in (shipped() if records is None else records)
-        if r["estimator"] == estimate.estimator and r["n_seeds"] == estimate.n_seeds
+        if r["estimator"] == name and r["n_seeds"] == estimate.n_seeds
     ]
     per_dim = estimate.per_dim
-    if (
-        min_seeds != MIN_SEEDS
-        or not found
-        or not estimate.identified
-        or not per_dim
-        or per_dim <= 0
-    ):
+    if not found or not estimate.identified or not per_dim or per_dim <= 0:
         return UNCALIBRATED
 
     def off(record: dict[str, Any]) -> float:

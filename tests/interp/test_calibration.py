@@ -61,6 +61,9 @@ def test_what_was_not_calibrated_says_so(changes):
 def test_what_more_seeds_have_to_find_is_another_count():
     assert calibrated(ESTIMATE, RECORDS, min_seeds=2) != UNCALIBRATED
     assert calibrated(ESTIMATE, RECORDS, min_seeds=5) == UNCALIBRATED
+    by_all = [one | {"estimator": "saturation_all", "bias": -0.02} for one in RECORDS]
+    assert "bias -2.0% to -2.0%" in calibrated(ESTIMATE, [*RECORDS, *by_all], min_seeds=5)
+    assert calibrated(ESTIMATE, [*RECORDS, *by_all], min_seeds=4) == UNCALIBRATED
 
 
 def test_cells_without_a_bias_calibrate_nothing():
