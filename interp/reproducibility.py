@@ -205,9 +205,10 @@ def reproducible_estimate(
     Interval: value -+ t * sqrt(v_seeds + v_documents + v_null).
     v_seeds: delete-one jackknife over seeds, (K-1)/K * sum_s (S_(-s) - mean)^2. S_(-s) counts the
     classes of the other K-1 seeds afresh, so everything that the seeds share (documents, stream)
-    stays fixed; the level of S_(-s) is another but only its spread enters. Where all K have to
-    agree it is that of all K-1. Conservative in
-    expectation for any symmetric statistic (Efron & Stein 1981, Ann. Statist. 9:586).
+    stays fixed; the level of S_(-s) is another but only its spread enters. Conservative in
+    expectation for any symmetric statistic (Efron & Stein 1981, Ann. Statist. 9:586). Where all K
+    have to agree, S_(-s) is what all K-1 agree on: another statistic, of which that bound says
+    nothing, so there v_seeds is a heuristic.
     v_documents: bootstrap of whole held-out documents through the two tests they decide, liveness
     and agreement of activations, cosines fixed. Its spread is used, not its quantiles: a resample
     repeats documents and so loses rare latents, which would centre a quantile interval too low.
