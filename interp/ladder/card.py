@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,20 @@ def _arm_table(records: Mapping[str, Any]) -> str:
         shown = f"{value:,}" if lever == "tokens" else f"{value:g}"
         told = f"{_losses(records[name])} {_rows(records[name])}"
         rows.append(f"| `{name}` | {LEVERS[lever]} | {shown} | {told}")
-    return _ARM + "\n".join(rows) + "\n"
+    return _ARM + "\n".join(rows) + "\n" + _seeds(base, records.values())
+
+
+def _seeds(base: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> str:
+    """How far seeds of one recipe lie apart; empty where there is one."""
+    others = [r for r in records if r.get("lever", {}).get("name") == "seed"]
+    if not others:
+        return ""
+    losses = sorted(r["held_out_projects_nats_per_token"] for r in (base, *others))
+    return (
+        f"\n{len(losses)} seeds of the base recipe end at {losses[0]:.4f} to {losses[-1]:.4f} nats "
+        "per token on the\nheld-out projects. Every width of the ladder is one seed: a difference "
+        "between widths that is no\nlarger may be the seed's.\n"
+    )
 
 
 def _budgets_table(budgets: Sequence[Mapping[str, Any]]) -> str:

@@ -253,6 +253,17 @@ def test_a_variant_is_frozen() -> None:
         variants()[0].lever = "seed"  # type: ignore[misc]
 
 
+def test_the_card_says_how_far_seeds_lie_apart() -> None:
+    records = json.loads(ladder.RECORDS_FILE.read_text())
+    base = records[f"ladder/{BASE}"] | {"held_out_projects_nats_per_token": 3.5}
+    other = {"lever": {"name": "seed", "value": 7}, "held_out_projects_nats_per_token": 3.25}
+    decayed = {"lever": {"name": "row_decay", "value": 1}, "held_out_projects_nats_per_token": 3.0}
+    assert "2 seeds of the base recipe end at 3.2500 to 3.5000" in card._seeds(
+        base, [other, decayed]
+    )
+    assert card._seeds(base, [decayed]) == ""
+
+
 def test_the_card_shows_the_arm_and_the_budgets_beside_the_ladder() -> None:
     from interp.ladder.card import BRACKET_FILE, card_text
     from interp.ladder.corpus import MANIFEST_FILE
