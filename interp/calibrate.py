@@ -28,8 +28,10 @@ from interp.run import write_json, write_table
 
 CONFIG = "config.json"
 _OF_STUDIES = {"spot_rows.py", "splice.py", "strictness.py", "token_identity.py"}
-MAKERS = (COUNTING - _OF_STUDIES) | {"calibrate_cells.py", "calibrate_replicate.py", "chao.py",
-                     "decoder_overlap.py", "seed_richness.py", "synthetic.py"}  # fmt: skip
+MAKERS = (COUNTING - _OF_STUDIES) | {
+    "calibrate_cells.py", "calibrate_jobs.py", "calibrate_replicate.py", "chao.py",
+    "decoder_overlap.py", "machine.py", "seed_richness.py", "synthetic.py",
+}  # fmt: skip
 """Modules that replicates come from, beside saes' training."""
 REPLICATES = "replicates"
 
@@ -73,9 +75,9 @@ def calibrate(
     """Run what is not there yet of every cell and replicate, then judge; the summary.
 
     All cells' first replicates come before any second, so that whatever is there is even. Each
-    replicate is a file of its own: a killed run loses one at most, and a longer run of the same
-    cells takes them over. `processes`: how many at once, one thread each (default: the cores).
-    Writes `results.parquet`, `summary.json` and the figure into `out`.
+    replicate is a file of its own: a killed run loses those under way, and a longer run of the
+    same cells takes the others over. `processes`: how many at once, one thread each (default:
+    the cores). Writes `results.parquet`, `summary.json` and the figure into `out`.
     Raises UserError where the folder holds another calibration, or replicates by other code.
     """
     _claim(out, config)
@@ -105,7 +107,8 @@ def _make_missing(
 ) -> None:
     progress = Progress(sum(_cost(config, job.cell) for job in jobs), quiet=quiet)
     missing = [job for job in jobs if not job.file.exists()]
-    progress.skip(sum(_cost(config, job.cell) for job in jobs if job not in missing))
+    left = sum(_cost(config, job.cell) for job in missing)
+    progress.skip(sum(_cost(config, job.cell) for job in jobs) - left)
 
     def heartbeat(job: Job, share: float) -> None:
         # Training is most of it; the rest shows when the replicate is done.

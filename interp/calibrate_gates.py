@@ -16,7 +16,8 @@ NOT_COUNTS = ("capacity", "overlap")
 
 
 def gates_text() -> dict[str, Any]:
-    """The gates and their words, as they were fixed before anything was run."""
+    """The gates and their words. Limits were fixed before anything was run; the file says which
+    estimators were added after trials."""
     return yaml.safe_load(files("interp").joinpath(GATES_FILE).read_text())
 
 

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
@@ -53,7 +53,7 @@ def make(
     heartbeat: told the share of a job that is done, where the jobs run in this process.
     Raises UserError where a process was lost, which is what a lack of memory looks like.
     """
-    if n_processes == 1 or len(jobs) == 1:
+    if min(n_processes, len(jobs)) <= 1:
         for job in jobs:
             _make(job, config, partial(heartbeat, job))
             yield job
@@ -65,9 +65,10 @@ def make(
     ) as pool:
         # No more than run at once: what is queued would have to be cancelled.
         left = iter(jobs)
-        first = islice(left, n_processes)
-        running = {pool.submit(_make, job, config): job for job in first}
+        running: dict[Future[None], Job] = {}
         try:
+            for job in islice(left, n_processes):
+                running[pool.submit(_make, job, config)] = job
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     future.result()

@@ -134,7 +134,8 @@ def hollow(rows: Sequence[PackingRow]) -> list[str]:
 def unequal_training(rows: Sequence[PackingRow]) -> list[str]:
     """The part of a figure's key that says which depths have longer trained dictionaries.
 
-    None where all were trained on as many tokens, or where that is not known.
+    Empty where all were trained on as many tokens, or where that is not known. Of several models
+    the longest counts.
     """
     tokens: dict[float, float] = {}
     for row in rows:

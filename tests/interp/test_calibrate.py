@@ -1,9 +1,11 @@
 """The calibration: its cells and gates by hand, and a tiny run that resumes."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -427,15 +429,30 @@ def test_processes_make_the_same_replicates_as_one(tiny, tmp_path):
         assert one["rows"] == two["rows"]
 
 
-def test_a_lost_process_is_one_line_and_loses_what_it_was_at(tmp_path, monkeypatch, capsys):
+def test_a_finished_calibration_is_judged_again(tiny):
+    out, before = tiny
+    again = calibrate.calibrate(TINY, out, command="interp calibrate", processes=2, quiet=True)
+    assert (again["cells"], again["gates"]) == (before["cells"], before["gates"])
+    assert list(make([], TINY, 2)) == []
+
+
+def test_a_lost_process_loses_no_more_than_what_was_running(tmp_path, monkeypatch):
     monkeypatch.setattr(calibrate_jobs, "_make", lost)
     jobs = [Job(TINY.cells[0], i, tmp_path / f"{i}.json", "code") for i in range(4)]
     with pytest.raises(UserError, match="a process of the calibration was killed"):
         list(make(jobs, TINY, 2))
-    assert not list(tmp_path.iterdir())
+    # The first file was there before the process died, so it is `lost` that ran.
+    assert (tmp_path / "0.json").read_text() == "made"
+    assert not (tmp_path / "3.json").exists()
+    assert not multiprocessing.active_children()
 
 
 def lost(job, config):
+    if job.replicate == 0:
+        job.file.write_text("made")
+        return
+    while not job.file.with_name("0.json").exists():
+        time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -49,7 +49,8 @@ def calibration(root: Path) -> str:
     minutes = float(summary["wall_time_seconds"]) / 60
     return "\n".join(lines) + (
         "\n\n`saturation` is N, the level at which counts of growing dictionaries stop; "
-        "`saturation_atoms` is N without latents that stand for two others. Undecided: "
+        "`saturation_atoms`, added after trials, is N without latents that stand for two others. "
+        "Undecided: "
         f"{_undecided(summary)}.\n\n"
         f"{_plain_count(folder)}\n\n"
         f"`{summary['command']}`, {summary['n_replicates']} data sets, "
