@@ -1,7 +1,7 @@
 """The replicates of a calibration, one process per core: each a file of its own, written whole.
 
-A replicate's parts are too small for threads: on two of them the counts take several times as long
-as on one wherever another program keeps a core busy.
+A replicate's parts are too small for threads, which wait for each other wherever another program
+keeps a core busy.
 """
 
 from __future__ import annotations

@@ -165,12 +165,12 @@ def _of_one_size(
     )
     fvus = [float(np.mean([evaluate(s, [x]).fvu for s in group])) for group in (half, main)]
 
-    def count(
-        full: list[LatentSet], halved: list[LatentSet], name: str, min_seeds: int = MIN_SEEDS
-    ) -> Count:
-        how: dict[str, Any] = {"generator": generator, "n_bootstrap": N_BOOTSTRAP}
+    def count(full: list[LatentSet], halved: list[LatentSet], name: str, **how: Any) -> Count:
+        min_seeds = how.setdefault("min_seeds", MIN_SEEDS)
         try:
-            result = reproducible_estimate(full, documents, x, min_seeds=min_seeds, **how)
+            result = reproducible_estimate(
+                full, documents, x, generator=generator, n_bootstrap=N_BOOTSTRAP, **how
+            )
         except InsufficientData as refusal:
             partial = replace(refusal.partial, estimator=name)
             return Count(sae.d_sae, partial, None, None, fvus[1], fvus[0], False, None)
@@ -188,7 +188,14 @@ def _of_one_size(
         [without_composites(found) for found in before],
         "reproducible_atoms",
     )
-    everyone = count(latents, before, "reproducible_all", min_seeds=len(latents))
+    # The same matching as of `plain`, read more strictly.
+    everyone = count(
+        latents,
+        before,
+        "reproducible_all",
+        min_seeds=len(latents),
+        threshold=None if plain.found is None else plain.found.threshold,
+    )
     totals = DocumentTotals.of(latents[0].acts, documents, sae.d_sae)
     norms = sae.W_dec.norm(dim=1).numpy()
     common: dict[str, Any] = {

@@ -25,8 +25,8 @@ def add(commands: Any) -> None:
         nargs="?",
         default="compact",
         metavar="PRESET",
-        help="compact (the default: nine cells once, minutes), gates (nine cells 100 times, half a "
-        "day) or full (a grid 100 times, days)",
+        help="compact (the default: nine cells once, minutes), gates (nine cells 100 times, "
+        "many hours) or full (a grid 100 times, days)",
     )
     calibrate.add_argument("--out", type=Path, metavar="DIR", help="default: runs/calibrate-PRESET")
     calibrate.add_argument(

@@ -34,4 +34,5 @@ def known_losses(file: Path) -> list[dict[str, Any]]:
 
 
 def write(path: Path, value: Any) -> None:
+    """As `interp.run.write_json`, which stands above this package."""
     durable.write(path, (json.dumps(value, indent=1) + "\n").encode())

@@ -1,22 +1,17 @@
 """The calibration: its cells and gates by hand, and a tiny run that resumes."""
 
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from interp import calibrate, calibrate_jobs
+from interp import calibrate
 from interp.calibrate_cells import PRESETS, CalibrationConfig, Cell
 from interp.calibrate_figure import calibration_figure
 from interp.calibrate_gates import cell_records, gates_text, summary_table, tidy, verdicts
-from interp.calibrate_jobs import Job, make, wall_seconds
 from interp.calibrate_replicate import run_replicate
 from interp.calibrate_saturation import saturation_rows
 from interp.cli import main
@@ -385,9 +380,6 @@ def test_n_is_right_where_it_should_be():
     assert atoms["value"] == pytest.approx(64, rel=0.05)
 
 
-# ---- how it is run
-
-
 def test_sizes_grow_until_the_largest_holds_twice_the_features():
     gates = PRESETS["gates"]
     for one in gates.cells:
@@ -419,6 +411,12 @@ def test_larger_dictionaries_get_more_rows():
     assert seen == [32 * 256]
 
 
+def test_a_finished_calibration_is_judged_again(tiny):
+    out, before = tiny
+    again = calibrate.calibrate(TINY, out, command="interp calibrate", processes=2, quiet=True)
+    assert (again["cells"], again["gates"]) == (before["cells"], before["gates"])
+
+
 def test_processes_make_the_same_replicates_as_one(tiny, tmp_path):
     out = tmp_path / "two"
     summary = calibrate.calibrate(TINY, out, command="interp calibrate", processes=2, quiet=True)
@@ -427,38 +425,3 @@ def test_processes_make_the_same_replicates_as_one(tiny, tmp_path):
         one, two = (json.loads((f / calibrate.REPLICATES / file.name).read_text())
                     for f in (tiny[0], out))  # fmt: skip
         assert one["rows"] == two["rows"]
-
-
-def test_a_finished_calibration_is_judged_again(tiny):
-    out, before = tiny
-    again = calibrate.calibrate(TINY, out, command="interp calibrate", processes=2, quiet=True)
-    assert (again["cells"], again["gates"]) == (before["cells"], before["gates"])
-    assert list(make([], TINY, 2)) == []
-
-
-def test_a_lost_process_loses_no_more_than_what_was_running(tmp_path, monkeypatch):
-    monkeypatch.setattr(calibrate_jobs, "_make", lost)
-    jobs = [Job(TINY.cells[0], i, tmp_path / f"{i}.json", "code") for i in range(4)]
-    with pytest.raises(UserError, match="a process of the calibration was killed"):
-        list(make(jobs, TINY, 2))
-    # The first file was there before the process died, so it is `lost` that ran.
-    assert (tmp_path / "0.json").read_text() == "made"
-    assert not (tmp_path / "3.json").exists()
-    assert not multiprocessing.active_children()
-
-
-def lost(job, config):
-    if job.replicate == 0:
-        job.file.write_text("made")
-        return
-    while not job.file.with_name("0.json").exists():
-        time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.parametrize(
-    ("spans", "seconds"),
-    [([], 0), ([(1, 3)], 2), ([(1, 3), (2, 5)], 4), ([(1, 9), (2, 5), (20, 21)], 9)],
-)
-def test_wall_time_counts_no_moment_twice(spans, seconds):
-    assert wall_seconds(spans) == seconds
