@@ -66,7 +66,7 @@ def _threshold(keys, n, k, guess):  # type: ignore[no-untyped-def]
 
 
 @_jit_counting
-def _select_row(entries, group, maxima, found, found_at, bounds, values, indices):  # type: ignore[no-untyped-def]
+def select_row(entries, group, maxima, found, found_at, bounds, values, indices):  # type: ignore[no-untyped-def]
     """`select_topk` of one row. `bounds` [2]: the thresholds of the row before, as guesses."""
     n_groups = maxima.shape[0]
     k = values.shape[0]
@@ -131,7 +131,7 @@ def select_topk(keys, group, values, indices):  # type: ignore[no-untyped-def]
     found, found_at = np.empty(width + 1, np.int32), np.empty(width + 1, np.int64)
     bounds = np.full(2, _ONE)
     for row in range(keys.shape[0]):
-        _select_row(keys[row], group, maxima, found, found_at, bounds, values[row], indices[row])
+        select_row(keys[row], group, maxima, found, found_at, bounds, values[row], indices[row])
 
 
 @_jit
@@ -158,7 +158,7 @@ def select_topk_bfloat16(product, bias, group, values, indices):  # type: ignore
     keys = np.empty(width, np.int32)
     for row in range(product.shape[0]):
         add_bias_bfloat16(product[row], bias, keys)
-        _select_row(keys, group, maxima, found, found_at, bounds, values[row], indices[row])
+        select_row(keys, group, maxima, found, found_at, bounds, values[row], indices[row])
 
 
 @_jit_counting

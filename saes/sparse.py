@@ -23,7 +23,7 @@ except ImportError:  # numba is not installed: plain torch computes the same, se
 
 LARGE_MATRIX = 1 << 20
 """Weights from which the whole step runs in compiled code with memory of its own. Smaller ones keep
-torch's products, whose last bits differ, and with them the results that were made so."""
+torch's products, whose last bits differ."""
 
 
 def is_large(n_weights: int) -> bool:

@@ -6,8 +6,9 @@ Plain formula, over a batch of rows y:
     loss = (1/B) sum ||y_hat - y||^2 + (c/B) sum ||e_hat - e||^2
 
 B is the configured batch size, c = auxk_alpha * min(n_dead / k_aux, 1), e = y - y_hat without
-gradient, e_hat the k_aux largest h among dead latents times their decoder rows. No ReLU in e_hat:
-with it a latent whose h is negative everywhere would get no encoder gradient and never come back.
+gradient, e_hat the k_aux largest h among dead latents times their decoder rows (`saes.auxk`). No
+ReLU in e_hat: with it a latent whose h is negative everywhere would get no encoder gradient and
+never come back.
 
 Only z is sparse, and exactly so: every product but the encoder's touches k of d_sae latents.
 Source: Gao et al., arXiv 2406.04093, section 2 and appendix A.2.
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from saes.adam import Adam, Weights
+from saes.auxk import add_auxk
 from saes.clipping import clip_factor
 from saes.config import SAEConfig
 from saes.dictionary import Dictionary
@@ -126,7 +128,7 @@ class TopKStep:
         if config.auxk_alpha:
             dead = self.dead.nonzero().flatten()
             if dead.numel():
-                self._add_auxk(grads, centred, out.last, dead)
+                add_auxk(grads, weights, config, centred, out.last, dead)
                 if work.row_squares is not None:
                     for squares, grad in zip(work.row_squares, grads, strict=False):
                         squares[dead] = grad[dead].square().sum(1)
@@ -166,30 +168,6 @@ class TopKStep:
             work = self._workspace = _Workspace(self.config, n_tokens, k, self.weights.b_dec.device)
             self._encoder = self._make_encoder(n_tokens, k)
         return work
-
-    def _add_auxk(self, grads: Weights, centred: Tensor, grad_out: Tensor, dead: Tensor) -> None:
-        """Add the gradient of the AuxK term for the latents `dead`."""
-        config, weights = self.config, self.weights
-        n_aux = min(config.n_aux, dead.numel())
-        encoder = weights.W_enc_T.index_select(0, dead)
-        decoder = weights.W_dec.index_select(0, dead)
-        acts = torch.addmm(weights.b_enc.index_select(0, dead), centred, encoder.t())
-        chosen = None
-        if n_aux < dead.numel():
-            top, where = acts.topk(n_aux, dim=1, sorted=False)
-            acts = torch.zeros_like(acts).scatter_(1, where, top)
-            chosen = torch.zeros_like(acts).scatter_(1, where, 1.0)
-        scale = config.auxk_alpha * min(dead.numel() / config.n_aux, 1.0)
-        # grad_out is 2 (y_hat - y) / B = -2 e / B, so this is 2 c (e_hat - e) / B.
-        grad_e = torch.addmm(
-            grad_out, acts, decoder, beta=scale, alpha=2.0 * scale / config.batch_size
-        )
-        grad_acts = grad_e @ decoder.t()
-        if chosen is not None:
-            grad_acts *= chosen
-        grads.W_dec.index_add_(0, dead, acts.t() @ grad_e)
-        grads.W_enc_T.index_add_(0, dead, grad_acts.t() @ centred)
-        grads.b_enc.index_add_(0, dead, grad_acts.sum(0))
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that `step` reads, for a checkpoint."""

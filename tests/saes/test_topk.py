@@ -18,7 +18,8 @@ from plain_step import (
 )
 from torch import Tensor
 
-from saes import selection, sparse
+from saes import auxk, selection, sparse
+from saes.auxk_kernels import pick_largest
 from saes.clipping import clip_factor
 from saes.sae import SAE
 from saes.sparse import Slots
@@ -60,15 +61,21 @@ def test_gradients_equal_autograd(name: str, shape: tuple[int, int, int, int, in
         assert_gradients_match(step, make_batch(seed, n, d_in, integers=integers))
 
 
+@pytest.mark.parametrize("sparse_per_dim", [0.0, 1000.0], ids=["picked", "whole"])
 @pytest.mark.parametrize("name", BACKENDS)
 @given(shape=shapes, n_dead=st.integers(1, 40), k_aux=st.integers(1, 50))
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_gradients_with_dead_latents_equal_autograd(
-    name: str, shape: tuple[int, int, int, int, int, bool], n_dead: int, k_aux: int
+    name: str,
+    sparse_per_dim: float,
+    shape: tuple[int, int, int, int, int, bool],
+    n_dead: int,
+    k_aux: int,
 ) -> None:
     seed, d_in, d_sae, k, n, _ = shape
     with pytest.MonkeyPatch.context() as patch:
         use(name, patch)
+        patch.setattr(auxk, "SPARSE_PER_DIM", sparse_per_dim)
         step = make_step(seed, d_in, d_sae, min(k, d_sae), k_aux=k_aux, auxk_alpha=0.5)
         step.tokens_since_fired[:n_dead] = 10**6
         assert_gradients_match(step, make_batch(seed, n, d_in))
@@ -88,6 +95,28 @@ def test_gradients_when_nothing_fires(backend: str) -> None:
     revived = step.gradients(batch).weights
     assert (revived.W_enc_T.abs().sum(1) > 0).all()
     assert (revived.b_enc != 0).all()
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    width=st.integers(1, 400),
+    share=st.floats(0, 1),
+    scale=st.sampled_from([1e-30, 1.0, 1e30]),
+    shift=st.sampled_from([-3.0, 0.0, 3.0]),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_the_largest_of_either_sign_are_torchs(
+    seed: int, width: int, share: float, scale: float, shift: float
+) -> None:
+    """Each latent once; and the entries are those of `torch.topk`, the least to its last bit."""
+    n = max(1, round(share * width))
+    generator = torch.Generator().manual_seed(seed)
+    acts = scale * (torch.randn(7, width, generator=generator) + shift)
+    picked = torch.empty(7, n, dtype=torch.int64)
+    pick_largest(acts.view(torch.int32).numpy(), picked.numpy())
+    assert all(len(set(row)) == n for row in picked.tolist())
+    got, best = acts.gather(1, picked).sort(1).values, acts.topk(n, dim=1).values.sort(1).values
+    torch.testing.assert_close(got, best, rtol=2.0**-23, atol=0)
 
 
 def test_auxk_reaches_the_encoder_of_dead_latents_only(backend: str) -> None:
