@@ -77,8 +77,8 @@ class Spread(NamedTuple):
 class Resampler:
     """S_>=min_seeds under any weighting of documents, without touching tokens again.
 
-    Cosines do not depend on documents; liveness and agreement do, through sums by document.
-    `threshold` is the loosest cosine that can be asked about, and what is asked about by default.
+    Cosines do not depend on documents, nor does what is merged within a seed (`reproducible`);
+    liveness and agreement do, through sums by document.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class Resampler:
         min_fires: int,
         min_seeds: int = MIN_SEEDS,
     ) -> None:
-        merged = [merge_duplicates(d) for d in dicts]
+        merged = [merge_duplicates(d, threshold) for d in dicts]
         z = [activation_matrix(d.acts, d.d_sae) for d in merged]
         by_document = document_indicator(doc_ids)
         self.min_fires, self.min_seeds = min_fires, min_seeds
-        self.threshold, self.min_correlation = threshold, min_correlation
+        self.min_correlation = min_correlation
         self.totals = [DocumentTotals.of(d.acts, doc_ids, d.d_sae) for d in merged]
         self.seed_pairs = list(combinations(range(len(dicts)), 2))
         # A latent just short of min_fires may be live in a resample. Density is not retested: at
@@ -116,11 +116,9 @@ class Resampler:
     def matched(
         self,
         weights: Float[np.ndarray, " doc"],
-        threshold: float | None = None,
         min_correlation: float | None = None,
     ) -> list[Edges]:
         """The matching of every seed pair when document i is there weights[i] times."""
-        threshold = self.threshold if threshold is None else threshold
         least = self.min_correlation if min_correlation is None else min_correlation
         n_tokens = float(weights @ self.totals[0].n_tokens)
         fires = [weights @ t.fires for t in self.totals]
@@ -136,8 +134,7 @@ class Resampler:
                 (sums[a][i], sums[b][j]),
                 (squares[a][i], squares[b][j]),
             )
-            agree = (agreement >= least) & (edges.cosines > threshold)
-            passed = edges.where(live[a][i] & live[b][j] & agree)
+            passed = edges.where(live[a][i] & live[b][j] & (agreement >= least))
             found.append(passed.where(max_weight_matching(*passed)))
         return found
 
@@ -160,15 +157,13 @@ class Resampler:
     def spread(
         self,
         drawn: Iterable[Float[np.ndarray, " doc"]],
-        threshold: float | None = None,
         min_correlation: float | None = None,
     ) -> Spread:
         """Jackknife over seeds, and variance over the weightings drawn."""
-        how = (threshold, min_correlation)
-        matched = self.matched(np.ones(len(self.totals[0].n_tokens)), *how)
+        matched = self.matched(np.ones(len(self.totals[0].n_tokens)), min_correlation)
         n_seeds = len(self.totals)
         leave_one_out = tuple(self.count(matched, without_seed=s) for s in range(n_seeds))
-        replicates = [self.count(self.matched(weights, *how)) for weights in drawn]
+        replicates = [self.count(self.matched(weights, min_correlation)) for weights in drawn]
         return Spread(
             found=self.count(matched),
             leave_one_out=leave_one_out,
@@ -238,7 +233,7 @@ def reproducible_estimate(
     count = reproducible(dicts, threshold, min_correlation)
     null = null_reproducible(
         x_held,
-        count.n_live,
+        [d.n_live for d in dicts],
         k,
         threshold=threshold,
         min_correlation=min_correlation,

@@ -207,6 +207,7 @@ def _token_rows(
         held.token_ids,
         held.positions,
         held.doc_ids,
+        duplicate_cosine=found.count.duplicate_cosine,
         generator=torch.Generator().manual_seed(seed),
     )
     facts = {

@@ -59,10 +59,11 @@ def by_strictness(
     else. Below the calibrated cosine more random directions meet, and as many are subtracted.
     """
     loosest = min(*COSINES, headline.threshold)
-    nulls = null_sets(x_held, headline.n_live, k, threshold=loosest, generator=generator)
+    n_live = [d.n_live for d in dicts]
+    nulls = null_sets(x_held, n_live, k, threshold=loosest, generator=generator)
     n_docs = len(np.unique(np.asarray(doc_ids)))
     drawn = list(document_weights(n_docs, n_bootstrap, generator=generator))
-    resampler = Resampler(dicts, doc_ids, loosest, headline.min_correlation, MIN_FIRES, min_seeds)
+    resamplers: dict[float, Resampler] = {}
     d_sae, d_in = dicts[0].W_dec.shape
     blank = Estimate("reproducible", None, n_tokens=dicts[0].n_tokens, n_seeds=len(dicts),
                      d_sae=d_sae, k=k)  # fmt: skip
@@ -71,7 +72,9 @@ def by_strictness(
             continue
         how = (at, headline.min_correlation) if by == "cosine" else (headline.threshold, at)
         null = reproducible(nulls, *how).s_ge[min_seeds]
-        spread = resampler.spread(drawn, *how)
+        if how[0] not in resamplers:
+            resamplers = {how[0]: Resampler(dicts, doc_ids, *how, MIN_FIRES, min_seeds)}
+        spread = resamplers[how[0]].spread(drawn, how[1])
         found = with_interval(blank, spread.found, null, spread, n_bootstrap)
         per_dim = (found.value or 0.0) / d_in
         yield AtStrictness(quantity_of(by, at), replace(found, per_dim=per_dim), null)

@@ -145,15 +145,16 @@ def token_identity(
     places: Int[Tensor, " token"],
     doc_ids: Int[Tensor, " token"],
     *,
+    duplicate_cosine: float,
     generator: torch.Generator,
     n_bootstrap: int = 25,
 ) -> TokenIdentity:
     """How token and firing tell of one another in each class, beside random positions.
 
     dicts, classes: what `reproducible` was given and what it found, on the tokens named here;
-    places: of those tokens in their blocks. The activations of merged duplicates are their
-    absorber's. A latent that counts has fired on MIN_FIRES tokens or more, which bounds what few
-    firings can do to an entropy.
+    places: of those tokens in their blocks; duplicate_cosine: the count's. The activations of
+    merged duplicates are their absorber's. A latent that counts has fired on MIN_FIRES tokens or
+    more, which bounds what few firings can do to an entropy.
 
     Intervals: value -+ t * sqrt(v_seeds + v_documents), as in `reproducible_estimate`. v_seeds:
     delete-one jackknife over seeds, classes keeping their other members and going with fewer than
@@ -171,7 +172,8 @@ def token_identity(
     # The documents as they are stand first, before the resampled ones.
     weights = np.column_stack([np.ones(n_docs), *drawn])
     members = _Members(*np.full((4, *classes.shape, weights.shape[1]), np.nan))
-    for seed, found in enumerate(map(merge_duplicates, dicts)):
+    for seed, own in enumerate(dicts):
+        found = merge_duplicates(own, duplicate_cosine)
         mine = np.flatnonzero(classes[:, seed] >= 0)
         z = activation_matrix(found.acts, d_sae)[:, classes[mine, seed]]
         for tally in _tallies(z, token, doc, weights):

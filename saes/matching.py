@@ -17,7 +17,7 @@ from torch import Tensor
 from saes.assignment import max_weight_matching
 from saes.edges import Edges, activation_matrix, cosine_edges, edge_correlations
 from saes.errors import SAEError
-from saes.latent_set import DUPLICATE_COSINE, LatentSet, live_mask, merge_duplicates
+from saes.latent_set import LatentSet, live_mask, merge_duplicates
 from saes.null_dictionaries import (
     covariance_root,
     null_threshold,
@@ -100,6 +100,8 @@ class ReproducibleCount:
     n_merged: tuple[int, ...]
     """Live latents of each seed that were merged into another of the same direction."""
     threshold: float
+    duplicate_cosine: float
+    """Latents of one seed with a greater one were merged."""
     min_correlation: float
     mean_cosine: float | None
     """Over the matched pairs; None where there are none."""
@@ -161,17 +163,20 @@ def reproducible(
     threshold: float,
     min_correlation: float = MIN_CORRELATION,
     *,
-    duplicate_cosine: float = DUPLICATE_COSINE,
+    duplicate_cosine: float | None = None,
 ) -> ReproducibleCount:
     """Classes of latents across the dictionaries of several seeds (`match_pair`, `classes_of`).
 
-    Within each seed, live latents of one direction are merged first (`merge_duplicates`). The count
-    rises with the number of seeds and is capped at d_sae: state both beside it. The rows' order and
-    the scale of weights or activations do not matter. Raises SAEError on fewer than two seeds.
+    Two directions that would count as one latent between seeds count as one within a seed too: live
+    latents with a cosine above `threshold` are merged first (`merge_duplicates`; `duplicate_cosine`
+    sets another). So the count is of directions that this threshold can tell apart. It rises with
+    the number of seeds and is capped at d_sae: state both beside it. The rows' order and the scale
+    of weights or activations do not matter. Raises SAEError on fewer than two seeds.
     """
     if len(dicts) < 2:
         raise SAEError(f"reproducibility needs at least two seeds, got {len(dicts)}")
-    merged = [merge_duplicates(d, cosine=duplicate_cosine) for d in dicts]
+    duplicate_cosine = threshold if duplicate_cosine is None else duplicate_cosine
+    merged = [merge_duplicates(d, duplicate_cosine) for d in dicts]
     z = [activation_matrix(d.acts, d.d_sae) for d in merged]
     seed_pairs = list(combinations(range(len(dicts)), 2))
     matched, correlations = [], []
@@ -196,6 +201,7 @@ def reproducible(
         n_live=n_live,
         n_merged=tuple(d.n_live - m.n_live for d, m in zip(dicts, merged, strict=True)),
         threshold=float(threshold),
+        duplicate_cosine=float(duplicate_cosine),
         min_correlation=float(min_correlation),
         mean_cosine=float(cosines.mean()) if len(cosines) else None,
         mean_correlation=float(np.concatenate(correlations).mean()) if len(cosines) else None,

@@ -95,7 +95,9 @@ class Seeds:
         """Of each latent: whether the study counted it, or why not."""
         fires = np.diff(self.z[seed].indptr)
         n = len(self.positions)
-        live, merged = self.sets[seed].live, merge_duplicates(self.sets[seed]).live
+        live = merged = self.sets[seed].live
+        if self.match_threshold is not None:
+            merged = merge_duplicates(self.sets[seed], self.match_threshold).live
         often = live_mask(fires, n, max_density=np.inf)
         reasons = [(fires == 0, "dead"), (~often, "rare"), (~live, "dense"), (~merged, "duplicate")]
         masks, words = zip(*reasons, strict=True)

@@ -194,6 +194,11 @@ def _fits(summary: Summary) -> list[str]:
     if summary.arm is not None:
         return []  # one width has no curve
     found = []
+    if len(summary.primary_rows) > 1:
+        found.append(
+            "Each model is one training run: how far another seed of its training would move its "
+            "loss and its count is in no interval here."
+        )
     if summary.scaling.identified is False or summary.scaling.reason:
         why = f": {summary.scaling.reason}" if summary.scaling.reason else ""
         found.append(f"The loss curve is not identified{why}.")

@@ -407,6 +407,15 @@ def test_no_exponent_without_a_count_is_said_in_plain_words() -> None:
     assert reason in " ".join(answer(read_summary(data)).more)
 
 
+def test_one_training_run_per_model_is_said_across_widths_alone() -> None:
+    """The arm has seeds of its own, and one model has no curve that a seed could bend."""
+    said = "Each model is one training run"
+    data = report_run.summary()
+    assert any(said in text for text in caveats(read_summary(data)))
+    data["packing"] = data["packing"][:1]
+    assert not any(said in text for text in caveats(read_summary(data)))
+
+
 def test_width_is_never_taken_for_an_explanation() -> None:
     assert (
         "cannot be told here: width drives both"
@@ -471,4 +480,5 @@ def test_a_clean_run_has_only_the_caveats_it_deserves() -> None:
     for record in data["packing"]:
         record |= {"calibration": "bias 1%", "estimator": "saturation", "fvu_matched": True}
     data["primary"] = data["primary"] | {"estimator": "saturation"}
-    assert caveats(read_summary(data)) == ()
+    [said] = caveats(read_summary(data))
+    assert said.startswith("Each model is one training run")

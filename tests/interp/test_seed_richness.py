@@ -23,6 +23,7 @@ def count(found: np.ndarray, junk: int = 0) -> ReproducibleCount:
         n_live=n_live,
         n_merged=(0,) * n_seeds,
         threshold=0.7,
+        duplicate_cosine=0.7,
         min_correlation=0.5,
         mean_cosine=None,
         mean_correlation=None,

@@ -164,7 +164,7 @@ def identity(dicts: list[LatentSet], classes: np.ndarray | None = None) -> Token
     if classes is None:
         classes = reproducible(dicts, 0.7).classes
     of_tokens = map(torch.from_numpy, (TOKENS, PLACES, DOCS))
-    return token_identity(dicts, classes, *of_tokens, generator=generator())
+    return token_identity(dicts, classes, *of_tokens, duplicate_cosine=0.7, generator=generator())
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +257,9 @@ def test_a_merged_duplicate_fires_with_its_absorber() -> None:
     dicts = [LatentSet.from_acts(W, acts, max_density=1.1) for _ in range(2)]
     classes = np.array([[0, 0]])
     place, doc = torch.arange(400) % 40, torch.arange(400) // 40
-    found = token_identity(dicts, classes, tokens, place, doc, generator=generator())
+    found = token_identity(
+        dicts, classes, tokens, place, doc, duplicate_cosine=0.7, generator=generator()
+    )
     assert found.bits == pytest.approx([1 + 1 / (800 * LN2)])
 
 
@@ -278,7 +280,11 @@ def test_a_share_just_below_zero_lies_in_its_interval() -> None:
     found = []
     for turn in (1_000, 2_000, 3_000, 4_000):  # tokens that firing has nothing to do with
         turned = map(torch.from_numpy, (np.roll(TOKENS, turn), PLACES, DOCS))
-        found.append(token_identity(dicts, classes, *turned, generator=generator()).explained)
+        found.append(
+            token_identity(
+                dicts, classes, *turned, duplicate_cosine=0.7, generator=generator()
+            ).explained
+        )
     assert min(one.value for one in found if one.value is not None) < 0
     for one in found:
         assert one.value is not None

@@ -121,12 +121,13 @@ def test_random_dictionaries_count_about_nothing(d):
     t = null_threshold(x, 8 * d, 8 * d, generator=generator(1))
     null = null_reproducible(x, [8 * d] * 5, 4, threshold=t, generator=generator(2))
     assert null.s_ge[2] <= 0.02 * 8 * d
-    # Negative control: at a careless threshold and without agreement, matching finds hundreds.
+    # Negative control: at a careless threshold and without agreement, matching finds more than
+    # there are dimensions.
     loose = null_reproducible(
         x, [8 * d] * 5, 4, threshold=0.5, min_correlation=-1.0, generator=generator(2)
     )
-    assert loose.s_ge[2] > 8 * d
-    assert loose.n_live == (8 * d,) * 5
+    assert loose.s_ge[2] > 2 * d
+    assert np.add(loose.n_live, loose.n_merged).tolist() == [8 * d] * 5
 
 
 def test_null_with_a_seed_without_live_latents():
@@ -409,13 +410,35 @@ def test_duplicating_latents_adds_no_class():
     )
 
 
+@pytest.mark.parametrize(("cosine", "counted_twice"), [(0.9, False), (0.6, True)])
+def test_near_copies_that_other_seeds_hold_too_are_one(cosine: float, counted_twice: bool):
+    """What would pass for the same latent between seeds passes for it within one."""
+    world = World()
+    _, dicts = world.seeds(3)
+    expected = reproducible(dicts, 0.7)
+    d_in = world.directions.shape[1]
+    turn = torch.linalg.qr(torch.randn(d_in, d_in, generator=generator(5))).Q
+    copied = []
+    for found in map(split, dicts):
+        first, second = found.W_dec.chunk(2)
+        first = unit(first)
+        across = first @ turn
+        across = unit(across - (across * first).sum(1, keepdim=True) * first)
+        second = cosine * first + (1 - cosine**2) ** 0.5 * across
+        copied.append(LatentSet(torch.cat([first, second]), found.acts, found.live))
+    found = reproducible(copied, 0.7)
+    assert found.s_ge[2] == (1 + counted_twice) * expected.s_ge[2]
+    # Negative control: merged at 8 degrees, the near copies stay.
+    assert reproducible(copied, 0.7, duplicate_cosine=0.99).s_ge[2] == 2 * expected.s_ge[2]
+
+
 def test_merging_is_not_a_chain():
     # Directions 6 degrees apart: each is within 8 degrees of the next, not of the one after.
     angles = torch.arange(5) * np.deg2rad(6)
     W = torch.stack([angles.cos(), angles.sin()], dim=1)
     indices = torch.arange(5).repeat(20)[:, None]
     mass = torch.tensor([1.0, 5.0, 1.0, 4.0, 1.0])[indices]
-    merged = merge_duplicates(LatentSet(W, SparseActs(indices, mass), np.ones(5, bool)))
+    merged = merge_duplicates(LatentSet(W, SparseActs(indices, mass), np.ones(5, bool)), 0.99)
     np.testing.assert_array_equal(merged.live, [False, True, False, True, False])
     z = activation_matrix(merged.acts, 5).sum(axis=0)
     np.testing.assert_allclose(z, [0, 140, 0, 100, 0])
