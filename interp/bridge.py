@@ -73,11 +73,15 @@ class BridgeConfig:
     batch_size: int = 1024
     per_dim: tuple[int, ...] = PER_DIM
     decays: tuple[float, ...] = DECAYS
-    n_rows: int = 1_048_576
+    n_rows: int = 262_144
+    rows_per_latent: int = 8_192
     held_out_rows: int = 32_768
     n_seeds: int = 5
-    sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Of the dictionaries, per dimension."""
+    sizes: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
+    """Of the dictionaries, per dimension; doubled until the largest holds twice the features.
+
+    These and the rows are those of the calibration's gates.
+    """
 
     def cells(self) -> Iterator[tuple[int, float]]:
         for per_dim in self.per_dim:
@@ -97,7 +101,8 @@ class BridgeConfig:
         cell = Cell(d_in=self.m, n_per_dim=per_dim, l0=self.density)
         settings = CalibrationConfig(
             preset="bridge", cells=(cell,), n_replicates=1, d_sae_per_d_in=self.sizes,
-            n_seeds=self.n_seeds, n_rows=self.n_rows, held_out_rows=self.held_out_rows,
+            n_seeds=self.n_seeds, n_rows=self.n_rows, rows_per_latent=self.rows_per_latent,
+            largest_holds_twice=True, held_out_rows=self.held_out_rows,
         )  # fmt: skip
         return cell, settings
 

@@ -12,7 +12,7 @@ import yaml
 from interp.calibrate_cells import CalibrationConfig
 
 GATES_FILE = "calibration_gates.yaml"
-NOT_COUNTS = ("capacity", "overlap")
+NOT_COUNTS = ("capacity", "overlap", "distinct_latents")
 
 
 def gates_text() -> dict[str, Any]:

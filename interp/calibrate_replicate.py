@@ -214,12 +214,32 @@ def _of_one_size(
     if (found := plain.found) is not None:
         makers.append(lambda: seed_richness(found, d_in=d_in, d_sae=sae.d_sae, k=sae.k))
     others: list[Estimate] = []
+    if atoms.found is not None:
+        others.append(_distinct(atoms.found, d_in=d_in, d_sae=sae.d_sae, k=sae.k))
     for make in makers:
         try:
             others += make()
         except InsufficientData as refusal:
             others.append(refusal.partial)
     return [plain, atoms, everyone], others
+
+
+def _distinct(found: ReproducibleCount, **about: int) -> Estimate:
+    """Live latents of a seed that are neither near copies nor composites, over the seeds.
+
+    Below D it says that a dictionary has room to spare, whatever seeds agree on.
+    """
+    value = float(np.mean(found.n_live))
+    return Estimate(
+        "distinct_latents",
+        value,
+        per_dim=value / about["d_in"],
+        n_seeds=found.n_seeds,
+        d_sae=about["d_sae"],
+        k=about["k"],
+        identified=False,
+        reason="of this dictionary's latents, whatever there is to find",
+    )
 
 
 def _row(estimate: Estimate, d_sae: int) -> Row:

@@ -68,7 +68,12 @@ def add(commands: Any) -> None:
     bridge.add_argument(
         "--steps", type=count, metavar="N", help="training steps of each toy model (10000)"
     )
-    bridge.add_argument("--rows", type=count, metavar="N", help="training rows of each SAE (1M)")
+    bridge.add_argument(
+        "--rows",
+        type=count,
+        metavar="N",
+        help="training rows of each SAE, at least (262144; larger ones have 8192 per latent)",
+    )
     bridge.add_argument("--seeds", type=int, metavar="N", help="SAEs of each size (5)")
     bridge.add_argument("--per-dim", nargs="+", type=int, metavar="N", help="features (2 4 8)")
     bridge.add_argument("--decays", nargs="+", type=float, metavar="G", help="signed decays")

@@ -34,6 +34,7 @@ FINDING_BLOCKS = {
     "across-widths": studies.across_widths,
     "constant-width": studies.constant_width,
     "verdicts": truth.verdicts,
+    "bridge": truth.bridge,
 }
 
 

@@ -25,7 +25,7 @@ from interp.errors import UserError
 
 TINY = BridgeConfig(
     m=8, density=2.0, n_steps=200, batch_size=256, per_dim=(2,), decays=(-1.0, 0.5), n_rows=4_096,
-    held_out_rows=2_560, n_seeds=3, sizes=(1, 2, 3, 4),
+    rows_per_latent=0, held_out_rows=2_560, n_seeds=3, sizes=(1, 2, 3, 4),
 )  # fmt: skip
 
 

@@ -253,7 +253,7 @@ def test_a_run_leaves_its_contract(tiny):
     table = pd.read_parquet(out / "results.parquet")
     for name in ("reproducible", "reproducible_atoms", "reproducible_all", "live_latents_10",
                  "hill_0", "hill_1", "hill_2", "chao2_latents", "chapman_seeds", "chao2_seeds",
-                 "chao2_seeds_robust", "overlap", "capacity"):  # fmt: skip
+                 "chao2_seeds_robust", "overlap", "capacity", "distinct_latents"):  # fmt: skip
         # Two cells of four sizes each.
         assert (table["estimator"] == name).sum() == 8, name
     assert (table["estimator"] == "saturation").sum() == 2
@@ -267,7 +267,8 @@ def test_a_run_leaves_its_contract(tiny):
     for fewer in ("reproducible_atoms", "reproducible_all"):
         assert (count[fewer] <= count["reproducible"] + 2).all(), fewer
     assert count["reproducible_all"].sum() < count["reproducible"].sum()
-    assert (count["live_latents_10"] <= count.reset_index()["d_sae"].to_numpy()).all()
+    for one in ("live_latents_10", "distinct_latents"):
+        assert (count[one] <= count.reset_index()["d_sae"].to_numpy()).all(), one
 
 
 def test_a_lost_replicate_is_made_again_and_nothing_else(tiny):
@@ -384,11 +385,11 @@ def test_sizes_grow_until_the_largest_holds_twice_the_features():
     gates = PRESETS["gates"]
     for one in gates.cells:
         sizes = gates.sizes(one)
-        assert len(sizes) == 4
+        assert len(sizes) == 6
         assert 2 * one.n_features <= sizes[-1] <= max(8 * one.d_in, 2 * one.n_features)
         assert gates.group(one) is not None
-    assert gates.sizes(INDEPENDENT) == (32, 64, 128, 256)
-    assert gates.sizes(cell(n_per_dim=8)) == (64, 128, 256, 512)
+    assert gates.sizes(INDEPENDENT) == (32, 64, 96, 128, 192, 256)
+    assert gates.sizes(cell(n_per_dim=8)) == (64, 128, 192, 256, 384, 512)
     plain = config([INDEPENDENT])
     assert plain.sizes(cell(n_per_dim=8)) == plain.sizes(INDEPENDENT)
 

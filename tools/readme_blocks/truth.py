@@ -73,6 +73,52 @@ def verdicts(root: Path) -> str:
     return "\n".join([*lines, "", f"`{summary['command']}`; [`calibration/`](calibration/)."])
 
 
+def bridge(root: Path) -> str:
+    """The counts of a toy model's hidden states beside what it represents, and the verdict."""
+    folder = root / "results" / "bridge"
+    if not (folder / "summary.json").exists():
+        return "*(`interp bridge` is not committed yet)*"
+    summary = json.loads((folder / "summary.json").read_text())
+    verdict = str(summary["verdict"])
+    lines = [
+        f"> {verdict[0].upper()}{verdict[1:]}.",
+        "",
+        "| features per dimension | decay | represented per dimension | counted | "
+        "without composites | loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for cell in summary["cells"]:
+        counted, atoms = (cell[f"{key}_per_dim"] for key in ("counted", "without_composites"))
+        shown = "-" if counted is None else f"{'≥ ' if cell['bound'] else ''}{counted:.2f}"
+        lines.append(
+            f"| {cell['n_per_dim']} | {cell['decay']:g} | {cell['represented_per_dim']:.2f} | "
+            f"{shown} | {'-' if atoms is None else f'{atoms:.2f}'} | {cell['loss']:.3f} |"
+        )
+    said = [
+        f"{what} {found['value']:.2f} (p {found['p']:.2g}, {found['n_models']} models)"
+        if found["value"] is not None
+        else f"{what} undefined: {found['reason']}"
+        for what, found in (
+            ("counted with represented", summary["counted_with_represented"]),
+            ("counted with loss", summary["counted_with_loss"]),
+            ("represented with loss", summary["represented_with_loss"]),
+        )
+    ]
+    seconds = sum(float(cell["seconds"]) for cell in summary["cells"])
+    pictures = "\n".join(
+        f"![{alt}](bridge/figures/{name}.png)"
+        for name, alt in (
+            ("bridge_true_against_counted", "Counted against represented features"),
+            ("bridge_packing_against_loss", "Packing of the toy model against its loss"),
+        )
+    )
+    return "\n".join(lines) + (
+        f"\n\nRank correlations: {'; '.join(said)}. Within 15% of the truth: "
+        f"{summary['n_close']} of {summary['n_counted']} counts.\n\n{pictures}\n\n"
+        f"`{summary['command']}`, {seconds / 60:.0f} minutes; [`bridge/`](bridge/)."
+    )
+
+
 def _undecided(summary: dict[str, Any]) -> str:
     """Why a gate is: in how many data sets N came out at all, and how many replicates there are."""
     of_n = [e for c in summary["cells"] for e in c["estimators"] if e["estimator"] == "saturation"]
