@@ -238,6 +238,7 @@ def judge(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "cells": cells,
         "n_counted": len(counted),
+        "n_bounds": sum(c["bound"] for c in counted),
         "n_close": sum(close),
         "counted_with_represented": follows.to_json(),
         "counted_with_loss": with_loss.to_json(),
@@ -248,7 +249,7 @@ def judge(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _counted(record: dict[str, Any]) -> dict[str, Any]:
     by_name = {r["estimator"]: r for r in record["rows"]}
-    fit, atoms = by_name["saturation"], by_name["saturation_atoms"]["value"]
+    fit, atoms = by_name["saturation"], by_name["saturation_atoms"]
     sizes = [r for r in record["rows"] if r["estimator"] == "reproducible"]
     value = fit["value"]
     m, represented = record["m"], record["represented"]
@@ -257,7 +258,8 @@ def _counted(record: dict[str, Any]) -> dict[str, Any]:
         "represented_per_dim": represented / m,
         "counted": value,
         "counted_per_dim": None if value is None else value / m,
-        "without_composites_per_dim": None if atoms is None else atoms / m,
+        "without_composites_per_dim": None if atoms["value"] is None else atoms["value"] / m,
+        "without_composites_bound": not atoms["identified"],
         "ci_low": fit["ci_low"],
         "ci_high": fit["ci_high"],
         "bound": not fit["identified"],

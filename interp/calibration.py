@@ -11,6 +11,7 @@ from typing import Any
 
 from interp.config import MIN_SEEDS
 from interp.estimate import Estimate
+from saes.latent_set import DUPLICATE_COSINE
 
 RESULT_FILE = "calibration.json"
 UNCALIBRATED = "uncalibrated"
@@ -24,6 +25,7 @@ def condensed(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {key: cell[key] for key in KEPT}
         | {
+            "duplicate_cosine": DUPLICATE_COSINE,
             "estimator": e["estimator"],
             "bias": e["bias"],
             "n_identified": e["n_identified"],
@@ -54,6 +56,7 @@ def calibrated(
     over all cells at the nearest n/d with this estimator and number of seeds. A lower bound has no
     bias and is uncalibrated; so is a value farther than NEIGHBOURHOOD from every cell, and one of
     what more than two seeds and not all of them have to find, which the calibration does not count.
+    So is everything where the records are of counts that merged other latents than today's do.
     records: `condensed`; None takes the shipped ones.
     """
     # As `calibrate_saturation.FITS` names them.
@@ -63,7 +66,9 @@ def calibrated(
     found = [
         r
         for r in (shipped() if records is None else records)
-        if r["estimator"] == name and r["n_seeds"] == estimate.n_seeds
+        if r["estimator"] == name
+        and r["n_seeds"] == estimate.n_seeds
+        and r.get("duplicate_cosine") == DUPLICATE_COSINE
     ]
     per_dim = estimate.per_dim
     if not found or not estimate.identified or not per_dim or per_dim <= 0:

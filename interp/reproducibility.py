@@ -77,8 +77,9 @@ class Spread(NamedTuple):
 class Resampler:
     """S_>=min_seeds under any weighting of documents, without touching tokens again.
 
-    Cosines do not depend on documents, nor does what is merged within a seed (`reproducible`);
-    liveness and agreement do, through sums by document.
+    Cosines do not depend on documents; liveness and agreement do, through sums by document. What
+    `reproducible` merges within a seed stays as it is with all documents.
+    `threshold` is the loosest cosine that can be asked about, and what is asked about by default.
     """
 
     def __init__(
@@ -89,20 +90,25 @@ class Resampler:
         min_correlation: float,
         min_fires: int,
         min_seeds: int = MIN_SEEDS,
+        *,
+        duplicate_cosine: float,
     ) -> None:
-        merged = [merge_duplicates(d, threshold) for d in dicts]
+        merged = [merge_duplicates(d, duplicate_cosine) for d in dicts]
         z = [activation_matrix(d.acts, d.d_sae) for d in merged]
         by_document = document_indicator(doc_ids)
         self.min_fires, self.min_seeds = min_fires, min_seeds
-        self.min_correlation = min_correlation
+        self.threshold, self.min_correlation = threshold, min_correlation
         self.totals = [DocumentTotals.of(d.acts, doc_ids, d.d_sae) for d in merged]
         self.seed_pairs = list(combinations(range(len(dicts)), 2))
-        # A latent just short of min_fires may be live in a resample. Density is not retested: at
-        # a fifth of all tokens its sampling error is nothing.
+        # A latent just short of min_fires may be live in a resample, unless it would be merged
+        # there. Density is not retested: at a fifth of all tokens its sampling error is nothing.
         self.eligible = []
         for d, t in zip(merged, self.totals, strict=True):
             fires = t.fires.sum(axis=0)
-            self.eligible.append(d.live | ((fires > 0) & (fires < min_fires)))
+            rare = (fires > 0) & (fires < min_fires) & ~d.live
+            copies = cosine_edges(d.W_dec, d.W_dec, rare, d.live, duplicate_cosine)
+            rare[copies.left] = False
+            self.eligible.append(d.live | rare)
         self.edges: list[Edges] = []
         self.cross: list[sp.csr_array] = []
         for a, b in self.seed_pairs:
@@ -116,9 +122,11 @@ class Resampler:
     def matched(
         self,
         weights: Float[np.ndarray, " doc"],
+        threshold: float | None = None,
         min_correlation: float | None = None,
     ) -> list[Edges]:
         """The matching of every seed pair when document i is there weights[i] times."""
+        threshold = self.threshold if threshold is None else threshold
         least = self.min_correlation if min_correlation is None else min_correlation
         n_tokens = float(weights @ self.totals[0].n_tokens)
         fires = [weights @ t.fires for t in self.totals]
@@ -134,7 +142,8 @@ class Resampler:
                 (sums[a][i], sums[b][j]),
                 (squares[a][i], squares[b][j]),
             )
-            passed = edges.where(live[a][i] & live[b][j] & (agreement >= least))
+            agree = (agreement >= least) & (edges.cosines > threshold)
+            passed = edges.where(live[a][i] & live[b][j] & agree)
             found.append(passed.where(max_weight_matching(*passed)))
         return found
 
@@ -157,13 +166,15 @@ class Resampler:
     def spread(
         self,
         drawn: Iterable[Float[np.ndarray, " doc"]],
+        threshold: float | None = None,
         min_correlation: float | None = None,
     ) -> Spread:
         """Jackknife over seeds, and variance over the weightings drawn."""
-        matched = self.matched(np.ones(len(self.totals[0].n_tokens)), min_correlation)
+        how = (threshold, min_correlation)
+        matched = self.matched(np.ones(len(self.totals[0].n_tokens)), *how)
         n_seeds = len(self.totals)
         leave_one_out = tuple(self.count(matched, without_seed=s) for s in range(n_seeds))
-        replicates = [self.count(self.matched(weights, min_correlation)) for weights in drawn]
+        replicates = [self.count(self.matched(weights, *how)) for weights in drawn]
         return Spread(
             found=self.count(matched),
             leave_one_out=leave_one_out,
@@ -183,6 +194,7 @@ def reproducible_estimate(
     min_correlation: float = MIN_CORRELATION,
     min_fires: int = MIN_FIRES,
     min_seeds: int = MIN_SEEDS,
+    duplicate_cosine: float | None = None,
     n_bootstrap: int = 100,
 ) -> Reproducibility:
     """S_>=r of K seeds less what matching finds between random dictionaries, with its interval.
@@ -195,7 +207,7 @@ def reproducible_estimate(
     tokens; x_held: rows of the same stream for the null, these tokens or a sample of them.
     k: latents per token of the null's dictionaries; None takes the slots of `dicts`, which where a
     threshold decides are as many as the fullest token needs. threshold: None takes `null_threshold`
-    for the largest number of live latents.
+    for the largest number of live latents. duplicate_cosine: as in `reproducible`.
 
     Interval: value -+ t * sqrt(v_seeds + v_documents + v_null).
     v_seeds: delete-one jackknife over seeds, (K-1)/K * sum_s (S_(-s) - mean)^2. S_(-s) counts the
@@ -230,13 +242,14 @@ def reproducible_estimate(
     k = dicts[0].acts.indices.shape[1] if k is None else k
     if threshold is None:
         threshold = null_threshold(x_held, most, most, generator=generator)
-    count = reproducible(dicts, threshold, min_correlation)
+    count = reproducible(dicts, threshold, min_correlation, duplicate_cosine=duplicate_cosine)
     null = null_reproducible(
         x_held,
         [d.n_live for d in dicts],
         k,
         threshold=threshold,
         min_correlation=min_correlation,
+        duplicate_cosine=count.duplicate_cosine,
         generator=generator,
     )
     found, by_chance = count.s_ge[min_seeds], null.s_ge[min_seeds]
@@ -259,7 +272,15 @@ def reproducible_estimate(
         )
         raise InsufficientData(replace(partial, reason=reason))
 
-    resampler = Resampler(dicts, doc_ids, threshold, min_correlation, min_fires, min_seeds)
+    resampler = Resampler(
+        dicts,
+        doc_ids,
+        threshold,
+        min_correlation,
+        min_fires,
+        min_seeds,
+        duplicate_cosine=count.duplicate_cosine,
+    )
     spread = resampler.spread(document_weights(n_docs, n_bootstrap, generator=generator))
     return Reproducibility(
         estimate=with_interval(partial, found, by_chance, spread, n_bootstrap),

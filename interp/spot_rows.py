@@ -193,6 +193,7 @@ def _behind(found: Reproducibility) -> list[Row]:
         "match_threshold": found.count.threshold,
         "match_correlation": found.count.min_correlation,
         "live_latents_mean": float(np.mean(found.count.n_live)),
+        "merged_latents_mean": float(np.mean(found.count.n_merged)),
     }
     return [{"quantity": q, "value": v} for q, v in facts.items()]
 

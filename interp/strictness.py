@@ -55,15 +55,24 @@ def by_strictness(
     """Every setting with a null and an interval of its own, as in `reproducible_estimate`.
 
     headline: the count of the same dictionaries, whose cosine is not counted again. All settings
-    share the random dictionaries and the samples of documents, so that they differ in nothing
-    else. Below the calibrated cosine more random directions meet, and as many are subtracted.
+    share the random dictionaries, the samples of documents and what is merged within a seed, so
+    that they differ in nothing else. Below the calibrated cosine more random directions meet, and
+    as many are subtracted.
     """
     loosest = min(*COSINES, headline.threshold)
     n_live = [d.n_live for d in dicts]
     nulls = null_sets(x_held, n_live, k, threshold=loosest, generator=generator)
     n_docs = len(np.unique(np.asarray(doc_ids)))
     drawn = list(document_weights(n_docs, n_bootstrap, generator=generator))
-    resamplers: dict[float, Resampler] = {}
+    resampler = Resampler(
+        dicts,
+        doc_ids,
+        loosest,
+        headline.min_correlation,
+        MIN_FIRES,
+        min_seeds,
+        duplicate_cosine=headline.duplicate_cosine,
+    )
     d_sae, d_in = dicts[0].W_dec.shape
     blank = Estimate("reproducible", None, n_tokens=dicts[0].n_tokens, n_seeds=len(dicts),
                      d_sae=d_sae, k=k)  # fmt: skip
@@ -71,10 +80,9 @@ def by_strictness(
         if by == "cosine" and math.isclose(at, headline.threshold, abs_tol=1e-6):
             continue
         how = (at, headline.min_correlation) if by == "cosine" else (headline.threshold, at)
-        null = reproducible(nulls, *how).s_ge[min_seeds]
-        if how[0] not in resamplers:
-            resamplers = {how[0]: Resampler(dicts, doc_ids, *how, MIN_FIRES, min_seeds)}
-        spread = resamplers[how[0]].spread(drawn, how[1])
+        by_chance = reproducible(nulls, *how, duplicate_cosine=headline.duplicate_cosine)
+        null = by_chance.s_ge[min_seeds]
+        spread = resampler.spread(drawn, *how)
         found = with_interval(blank, spread.found, null, spread, n_bootstrap)
         per_dim = (found.value or 0.0) / d_in
         yield AtStrictness(quantity_of(by, at), replace(found, per_dim=per_dim), null)

@@ -27,8 +27,8 @@ except ImportError:  # numba is not installed: see saes.sparse
     kernels = None
 
 SPARSE_PER_DIM = 1 / 32
-"""Dead latents per picked one and input dimension from which products of the picked ones alone are
-faster: whole matrices gain on them as rows grow longer (one core, d_in 32 to 768)."""
+"""Dead latents per picked one and input dimension from which only products with what is picked
+are taken. Whole matrices gain on them as rows grow longer: `benchmarks/auxk.py` has both."""
 
 
 def add_auxk(

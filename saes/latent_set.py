@@ -15,6 +15,9 @@ from saes.sae import SparseActs
 
 MIN_FIRES = 10
 MAX_DENSITY = 0.2
+DUPLICATE_COSINE = 0.8
+"""Least cosine of near copies within a seed. Well above 1 / sqrt(2), which a latent that stands
+evenly for two features has with either of them: those must not make one of all three."""
 
 
 def live_mask(
@@ -81,15 +84,16 @@ class LatentSet:
 
 
 def merge_duplicates(latents: LatentSet, cosine: float) -> LatentSet:
-    """Live latents of one seed that share a direction become one; shapes and numbering stay.
+    """Near copies among the live latents of one seed become one; shapes and numbering stay.
 
-    In order of descending mass (sum of z * ||d||) a latent absorbs the live, not yet absorbed ones
-    whose decoder rows have a greater cosine with its own. Greedy and not by chains, so a ring of
-    close directions does not collapse. Absorbed activations are added to the absorber's, each at
-    the length of its row, which for equal directions leaves what they decode as it was; the
-    absorbed latent is no longer live. Without this a feature that seeds hold twice would count
-    twice: dictionaries with room to spare keep near copies (at cosines of 0.85 to 0.96 on synthetic
-    data), and other seeds find those again.
+    By direction alone: copies of one feature share its tokens out, so they do not fire together.
+    In order of descending mass (sum of z * ||d||) a latent absorbs live, not yet absorbed ones, the
+    nearest first, as long as all that become one have greater cosines than `cosine` with each
+    other. So neither a chain nor a latent between two features makes one of what is apart.
+
+    Absorbed activations are added to the absorber's, each at the length of its row, which for equal
+    directions leaves what they decode as it was; the absorbed latent is no longer live. Which
+    latents are live is decided before.
     """
     z = activation_matrix(latents.acts, latents.d_sae)
     norms = torch.linalg.vector_norm(latents.W_dec.detach().cpu().double(), dim=1).numpy()
@@ -98,19 +102,21 @@ def merge_duplicates(latents: LatentSet, cosine: float) -> LatentSet:
     close = close.where(close.left != close.right)
     if len(close.left) == 0:
         return latents
-    neighbours: dict[int, list[int]] = {}
-    for i, j in zip(close.left.tolist(), close.right.tolist(), strict=True):
-        neighbours.setdefault(i, []).append(j)
+    neighbours: dict[int, dict[int, float]] = {}
+    for i, j, at in zip(*(x.tolist() for x in close), strict=True):
+        neighbours.setdefault(i, {})[j] = at
     absorber = np.arange(latents.d_sae)
     settled = set()
     for i in sorted(neighbours, key=lambda latent: (-mass[latent], latent)):
         if i in settled:
             continue
         settled.add(i)
-        for j in neighbours[i]:
-            if j not in settled:
+        members = {i}
+        for _, j in sorted((-at, j) for j, at in neighbours[i].items()):
+            if j not in settled and members <= neighbours[j].keys():
                 absorber[j] = i
                 settled.add(j)
+                members.add(j)
     live = latents.live & (absorber == np.arange(latents.d_sae))
     scale = np.where(norms[absorber] > 0, norms / np.where(norms > 0, norms, 1)[absorber], 1.0)
     indices = latents.acts.indices.cpu()

@@ -17,7 +17,7 @@ from torch import Tensor
 from saes.assignment import max_weight_matching
 from saes.edges import Edges, activation_matrix, cosine_edges, edge_correlations
 from saes.errors import SAEError
-from saes.latent_set import LatentSet, live_mask, merge_duplicates
+from saes.latent_set import DUPLICATE_COSINE, LatentSet, live_mask, merge_duplicates
 from saes.null_dictionaries import (
     covariance_root,
     null_threshold,
@@ -101,7 +101,7 @@ class ReproducibleCount:
     """Live latents of each seed that were merged into another of the same direction."""
     threshold: float
     duplicate_cosine: float
-    """Latents of one seed with a greater one were merged."""
+    """Latents of one seed with greater ones were merged."""
     min_correlation: float
     mean_cosine: float | None
     """Over the matched pairs; None where there are none."""
@@ -167,15 +167,16 @@ def reproducible(
 ) -> ReproducibleCount:
     """Classes of latents across the dictionaries of several seeds (`match_pair`, `classes_of`).
 
-    Two directions that would count as one latent between seeds count as one within a seed too: live
-    latents with a cosine above `threshold` are merged first (`merge_duplicates`; `duplicate_cosine`
-    sets another). So the count is of directions that this threshold can tell apart. It rises with
-    the number of seeds and is capped at d_sae: state both beside it. The rows' order and the scale
-    of weights or activations do not matter. Raises SAEError on fewer than two seeds.
+    Near copies within a seed are merged first (`merge_duplicates`): live latents with a cosine
+    above DUPLICATE_COSINE, or above `threshold` where that is greater, or above `duplicate_cosine`
+    where that is given. The count rises with the number of seeds and is capped at d_sae: state both
+    beside it. The rows' order and the scale of weights or activations do not matter. Raises
+    SAEError on fewer than two seeds.
     """
     if len(dicts) < 2:
         raise SAEError(f"reproducibility needs at least two seeds, got {len(dicts)}")
-    duplicate_cosine = threshold if duplicate_cosine is None else duplicate_cosine
+    if duplicate_cosine is None:
+        duplicate_cosine = max(threshold, DUPLICATE_COSINE)
     merged = [merge_duplicates(d, duplicate_cosine) for d in dicts]
     z = [activation_matrix(d.acts, d.d_sae) for d in merged]
     seed_pairs = list(combinations(range(len(dicts)), 2))
@@ -215,6 +216,7 @@ def null_reproducible(
     *,
     threshold: float,
     min_correlation: float = MIN_CORRELATION,
+    duplicate_cosine: float | None = None,
     generator: torch.Generator,
     max_tokens: int = NULL_TOKENS,
 ) -> ReproducibleCount:
@@ -225,7 +227,7 @@ def null_reproducible(
     sets = null_sets(
         x_held, n_live, k, threshold=threshold, generator=generator, max_tokens=max_tokens
     )
-    return reproducible(sets, threshold, min_correlation)
+    return reproducible(sets, threshold, min_correlation, duplicate_cosine=duplicate_cosine)
 
 
 def null_sets(

@@ -38,6 +38,30 @@ def test_the_findings_are_those_of_the_committed_runs(readme: ModuleType) -> Non
     assert not [p.name for p in folders if f"{p.name}/" not in text], "every folder is told of"
 
 
+def test_the_bridge_tells_bounds_from_counts(readme: ModuleType, tmp_path: Path) -> None:
+    assert "not committed yet" in readme.truth.bridge(tmp_path)
+    found = {"value": 0.9, "p": 0.001, "n_models": 2, "reason": None}
+    one = {"n_per_dim": 4, "decay": -1.0, "represented_per_dim": 4.0, "counted_per_dim": 3.9,
+           "bound": False, "without_composites_per_dim": 3.5, "without_composites_bound": True,
+           "loss": 0.12, "seconds": 90.0}  # fmt: skip
+    none = one | {"decay": 1.0, "counted_per_dim": None, "bound": True}
+    summary = {
+        "command": "interp bridge", "verdict": "the count follows", "cells": [one, none],
+        "counted_with_represented": found, "counted_with_loss": found,
+        "represented_with_loss": found | {"value": None, "reason": "two models"},
+        "n_counted": 1, "n_close": 1, "n_bounds": 0,
+    }  # fmt: skip
+    (tmp_path / "results" / "bridge").mkdir(parents=True)
+    (tmp_path / "results" / "bridge" / "summary.json").write_text(json.dumps(summary))
+    text = readme.truth.bridge(tmp_path)
+    assert text.startswith("> The count follows.")
+    assert "| 4 | -1 | 4.00 | 3.90 | ≥ 3.50 | 0.120 |" in text
+    assert "| 4 | 1 | 4.00 | - | ≥ 3.50 | 0.120 |" in text
+    assert "represented with loss undefined: two models" in text
+    assert "1 of 1 counts, 0 of them bounds" in text
+    assert "3 minutes" in text
+
+
 def test_a_finding_is_told_from_its_numbers(readme: ModuleType, tmp_path: Path) -> None:
     """Of two runs that differ in what was planted, each block says its own."""
     sys.path.append(str(ROOT / "tests" / "interp"))

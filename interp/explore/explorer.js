@@ -313,7 +313,7 @@
     if (row.state === "dead") return "It never fires on the held-out text.";
     if (row.state === "rare") return "It fires on fewer than 10 held-out tokens, too few to count.";
     if (row.state === "dense") return "It fires on a fifth of the tokens or more, so the study does not count it.";
-    if (row.state === "duplicate") return "Another latent of this dictionary has the same direction; the two count as one.";
+    if (row.state === "duplicate") return "A heavier latent of this dictionary has almost the same direction; the two count as one.";
     if (row.found === null) return "The study matched no seeds here.";
     if (row.found === 1) return "No other seed found it.";
     return `Found by ${row.found} of ${facts.n_seeds} seeds.`;

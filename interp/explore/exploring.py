@@ -43,7 +43,7 @@ from interp.streams import Streams
 from interp.tokens import TokenBlocks, tokens
 from saes.sae import SAE, SparseActs, joined
 
-FORMAT = 1
+FORMAT = 2
 """Of what is measured for the pages; another number makes them again."""
 CODE_POSITIONS = 32_768
 """Positions of the text on which latents of different layers and models are compared."""

@@ -20,7 +20,7 @@ from interp.label_scores import LabelScore, label_latents
 from interp.python_labels import LABELS
 from saes.edges import activation_matrix
 from saes.latent_set import LatentSet, live_mask, merge_duplicates
-from saes.matching import null_threshold, reproducible
+from saes.matching import ReproducibleCount, null_threshold, reproducible
 from saes.sae import SAE, SparseActs
 
 N_TOKENS_SHOWN = 10
@@ -77,11 +77,18 @@ class Seeds:
         return null_threshold(self.held, most, most, generator=generator)
 
     @cached_property
-    def classes(self) -> Int[np.ndarray, "class seed"]:
-        """The study's classes of reproducible latents, by the same matching on the same tokens."""
+    def count(self) -> ReproducibleCount | None:
+        """Of these seeds on the study's tokens and at its threshold; None for a single seed."""
         if self.match_threshold is None:
+            return None
+        return reproducible(self.sets, self.match_threshold)
+
+    @cached_property
+    def classes(self) -> Int[np.ndarray, "class seed"]:
+        """The classes of reproducible latents."""
+        if self.count is None:
             return np.empty((0, len(self.saes)), dtype=np.int64)
-        return reproducible(self.sets, self.match_threshold).classes
+        return self.count.classes
 
     def found_again(self, min_seeds: int) -> Int[np.ndarray, "class seed"]:
         """The classes that a study counts which asks so many seeds to agree."""
@@ -96,8 +103,8 @@ class Seeds:
         fires = np.diff(self.z[seed].indptr)
         n = len(self.positions)
         live = merged = self.sets[seed].live
-        if self.match_threshold is not None:
-            merged = merge_duplicates(self.sets[seed], self.match_threshold).live
+        if self.count is not None:
+            merged = merge_duplicates(self.sets[seed], self.count.duplicate_cosine).live
         often = live_mask(fires, n, max_density=np.inf)
         reasons = [(fires == 0, "dead"), (~often, "rare"), (~live, "dense"), (~merged, "duplicate")]
         masks, words = zip(*reasons, strict=True)

@@ -6,6 +6,7 @@ import pytest
 
 from interp.calibration import UNCALIBRATED, calibrated, condensed
 from interp.estimate import Estimate
+from saes.latent_set import DUPLICATE_COSINE
 
 ESTIMATE = Estimate("saturation", value=260.0, per_dim=4.1, n_seeds=5)
 
@@ -23,6 +24,7 @@ def record(**changes) -> dict:
         "bias": 0.03,
         "n_identified": 1,
         "n_false_bounds": 0,
+        "duplicate_cosine": DUPLICATE_COSINE,
     } | changes
 
 
@@ -69,6 +71,12 @@ def test_what_more_seeds_have_to_find_is_another_count():
 def test_cells_without_a_bias_calibrate_nothing():
     assert calibrated(ESTIMATE, [record(bias=None)]) == UNCALIBRATED
     assert calibrated(ESTIMATE, []) == UNCALIBRATED
+
+
+def test_counts_that_merged_other_latents_calibrate_nothing():
+    older = [{k: v for k, v in one.items() if k != "duplicate_cosine"} for one in RECORDS]
+    assert calibrated(ESTIMATE, older) == UNCALIBRATED
+    assert calibrated(ESTIMATE, [one | {"duplicate_cosine": 0.99} for one in older]) == UNCALIBRATED
 
 
 def test_condensed_keeps_n_alone():

@@ -236,11 +236,32 @@ def test_interval_over_seeds_covers_where_more_have_to_agree(n_seeds, min_seeds)
     assert np.mean(covered) > 0.91
 
 
+def test_a_rare_near_copy_enters_no_resample():
+    """With one firing short of ten it is not live; where a document is drawn twice it would be,
+    and a count of those documents would merge it."""
+    d_in, n_docs = 32, 40
+    W = torch.nn.functional.normalize(torch.randn(20, d_in, generator=generator(3)), dim=1)
+    aside = torch.randn(20, d_in, generator=generator(4))
+    aside -= (aside * W).sum(1, keepdim=True) * W
+    copies = 0.9 * W + (1 - 0.9**2) ** 0.5 * torch.nn.functional.normalize(aside, dim=1)
+    indices = torch.cat([torch.arange(20).repeat(40), torch.arange(20, 40).repeat(9)])[:, None]
+    doc_ids = torch.arange(len(indices)) * n_docs // len(indices)
+    acts = SparseActs(indices, torch.ones(len(indices), 1))
+    one = LatentSet.from_acts(torch.cat([W, copies]), acts)
+    assert one.n_live == 20
+    resampler = Resampler([one] * 3, doc_ids, 0.7, 0.5, 10, duplicate_cosine=0.8)
+    twice = np.full(n_docs, 2.0)
+    assert resampler.count(resampler.matched(twice)) == 20
+    # Negative control: with nothing merged, the copies come in.
+    apart = Resampler([one] * 3, doc_ids, 0.7, 0.5, 10, duplicate_cosine=0.95)
+    assert apart.count(apart.matched(twice)) == 40
+
+
 def test_resampled_documents_equal_repeated_documents():
     # The sums by document must give what matching the repeated tokens from scratch gives.
     world = World(zipf=1.5)
     dicts = world.seeds(3)
-    resampler = Resampler(dicts, world.doc_ids, THRESHOLD, 0.6, 10)
+    resampler = Resampler(dicts, world.doc_ids, THRESHOLD, 0.6, 10, duplicate_cosine=0.8)
     unweighted = reproducible(dicts, THRESHOLD, 0.6).s_ge[2]
     assert resampler.count(resampler.matched(np.ones(40))) == unweighted
     rng = np.random.default_rng(0)
@@ -335,7 +356,7 @@ def test_every_strictness_is_the_estimate_at_its_thresholds():
         cosine, correlation = (float(at), 0.5) if by == "cosine" else (0.8, float(at))
         alone = reproducible_estimate(
             dicts, world.doc_ids, world.x, threshold=cosine, min_correlation=correlation,
-            generator=generator(), **options,
+            duplicate_cosine=headline.duplicate_cosine, generator=generator(), **options,
         )  # fmt: skip
         assert one.null == alone.null.s_ge[2], name
         for field in ("value", "ci_low", "ci_high", "per_dim", "n_tokens", "d_sae", "censored"):

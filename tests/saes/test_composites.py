@@ -101,6 +101,5 @@ def test_reproduced_pairs_leave_the_count():
     fires = [60 - i for i in range(28)]
     seeds = [latent_set(pairs, fires) for _ in range(2)]
     # The same activations, so that matching's other test passes.
-    # A pair's cosine with its halves is 0.7 or more: below that they are one direction.
-    assert reproducible(seeds, 0.9).s_ge[2] == 28
-    assert reproducible([without_composites(s) for s in seeds], 0.9).s_ge[2] == 20
+    assert reproducible(seeds, 0.7).s_ge[2] == 28
+    assert reproducible([without_composites(s) for s in seeds], 0.7).s_ge[2] == 20

@@ -88,11 +88,16 @@ def bridge(root: Path) -> str:
         "|---|---|---|---|---|---|",
     ]
     for cell in summary["cells"]:
-        counted, atoms = (cell[f"{key}_per_dim"] for key in ("counted", "without_composites"))
-        shown = "-" if counted is None else f"{'≥ ' if cell['bound'] else ''}{counted:.2f}"
+        shown = [
+            "-" if value is None else f"{'≥ ' if bound else ''}{value:.2f}"
+            for value, bound in (
+                (cell["counted_per_dim"], cell["bound"]),
+                (cell["without_composites_per_dim"], cell["without_composites_bound"]),
+            )
+        ]
         lines.append(
             f"| {cell['n_per_dim']} | {cell['decay']:g} | {cell['represented_per_dim']:.2f} | "
-            f"{shown} | {'-' if atoms is None else f'{atoms:.2f}'} | {cell['loss']:.3f} |"
+            f"{' | '.join(shown)} | {cell['loss']:.3f} |"
         )
     said = [
         f"{what} {found['value']:.2f} (p {found['p']:.2g}, {found['n_models']} models)"
@@ -113,8 +118,9 @@ def bridge(root: Path) -> str:
         )
     )
     return "\n".join(lines) + (
-        f"\n\nRank correlations: {'; '.join(said)}. Within 15% of the truth: "
-        f"{summary['n_close']} of {summary['n_counted']} counts.\n\n{pictures}\n\n"
+        f"\n\nRank correlations, bounds taken as counts: {'; '.join(said)}. Within 15% of the "
+        f"truth: {summary['n_close']} of {summary['n_counted']} counts, {summary['n_bounds']} of "
+        f"them bounds.\n\n{pictures}\n\n"
         f"`{summary['command']}`, {seconds / 60:.0f} minutes; [`bridge/`](bridge/)."
     )
 
