@@ -31,7 +31,7 @@ LEVERS: dict[str, str] = {
     "matrix_decay": "signed decay of every matrix, rows included",
     "tokens": "training tokens",
     "projects": "distinct projects among as many tokens, repeated where they are few",
-    "seed": "seed of the initial weights and of the order of the batches",
+    "seed": "seed of the initial weights and of the batch to begin with",
 }
 """What is varied, by its name in records."""
 _SHORT = {"row_decay": "rows", "matrix_decay": "matrices"}

@@ -59,8 +59,11 @@ is the ladder's own model. Signed decay gamma: W -= lr gamma W where it is not n
 is, every vector of the residual stream is pulled to norm 1 (w -= lr gamma w (1/|w| - 1)). Rows of
 the base model are longer than 1, so a negative gamma may shorten them too. The last columns are
 what each value did to the embedding's rows: mean norm, share above 1/2, and mean squared cosine
-(1/64 at random). A seed other than the base model's 0 changes the initial weights and the order of
-the batches; all other models share both with the base model. Models of fewer projects read them
+(1/64 at random). A seed other than the base model's 0 changes the initial weights and the batch to
+begin with, from which it goes around the same tokens; all other models share both with the base
+model. (Batches follow one another as the text does. Four models with shuffled batches, no longer
+shipped, ended at 3.32 to 3.35 nats on held-out projects: 0.08 to 0.11 below the base model. So that
+is the order, and not the seed.) Models of fewer projects read them
 several times over, and each number of projects is one draw: that lever is variety, repetition and
 choice at once.
 

@@ -43,7 +43,7 @@ class Recipe(BaseModel):
     beta2: float = 0.98
     clip_norm: float = 1.0
     seed: int = 0
-    """Of the initial weights and, other than 0, of the order of the batches."""
+    """Of the initial weights and, other than 0, of the batch to begin with."""
     n_threads: int = 1  # two models at once on two cores beat one model on both
     compile: bool = True  # torch.compile: about a quarter less time, needs a C++ compiler
 
@@ -68,7 +68,7 @@ class Recipe(BaseModel):
     def same_until(self, step: int, other: Recipe) -> bool:
         """Whether a run of the other recipe has taken the same steps when it reaches `step`.
 
-        Two budgets of a seed other than 0 differ from the first: each shuffles its own steps.
+        Two budgets of a seed other than 0 differ from the first: each goes around its own steps.
         """
         budget = {"n_tokens", "warmup_fraction", "decay_fraction", "n_threads", "compile"}
         return (

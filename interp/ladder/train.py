@@ -116,12 +116,14 @@ def build_model(d_model: int, seed: int = 0) -> GPT2LMHeadModel:
 def batch_at(ids: np.ndarray, step: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Inputs and targets of a step, [batch pos] each: consecutive windows of the token stream.
 
-    Seed 0 takes them as they come, any other in an order of its own. Only a recipe that limits its
+    Seed 0 takes them as they come, any other begins elsewhere in the same tokens and goes around.
+    Batches stay neighbours: shuffled, they train another model (0.08 nats better at width 64), and
+    seeds would differ from the base model by more than chance. Only a recipe that limits its
     projects reads a stream again from its start.
     """
     rows = recipe.batch_tokens // N_CTX
     if recipe.seed:
-        step = int(_order(recipe.seed, recipe.n_steps)[step])
+        step = (step + _first_batch(recipe.seed, recipe.n_steps)) % recipe.n_steps
     start = step * recipe.batch_tokens
     if recipe.n_projects is not None:
         start %= len(ids) - recipe.batch_tokens
@@ -130,9 +132,9 @@ def batch_at(ids: np.ndarray, step: int, recipe: Recipe) -> tuple[Tensor, Tensor
 
 
 @cache
-def _order(seed: int, n_steps: int) -> np.ndarray:
-    """Which batch each step of a seed takes."""
-    return np.random.default_rng(seed).permutation(n_steps)
+def _first_batch(seed: int, n_steps: int) -> int:
+    """Where a seed begins."""
+    return int(np.random.default_rng(seed).integers(1, n_steps))
 
 
 def mean_loss(model: GPT2LMHeadModel, x: Tensor, y: Tensor) -> Tensor:

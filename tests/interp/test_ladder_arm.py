@@ -192,6 +192,10 @@ def test_a_seed_has_an_order_of_its_own_and_leaves_no_batch_out() -> None:
     one, two = (starts(tiny(512 * 40, seed=seed)) for seed in (1, 2))
     assert sorted(one) == sorted(two) == as_they_come
     assert one != two != as_they_come != one
+    # Neighbours stay neighbours: a shuffle trains another model, not the same by chance.
+    for found in (one, two):
+        begin = found.index(0)
+        assert found[begin:] + found[:begin] == as_they_come
     assert not tiny(512 * 40, seed=1).same_until(4, tiny(512 * 40, seed=1).with_budget(512 * 20))
 
 
