@@ -26,7 +26,7 @@ from interp.bridge_figures import bridge_figures
 from interp.calibrate_cells import CalibrationConfig, Cell, refusal
 from interp.calibrate_replicate import run_replicate
 from interp.calibrate_saturation import saturation_rows
-from interp.correlate import Association, spearman_exact
+from interp.correlate import Association, spearman_exact, spearman_within
 from interp.errors import UserError
 from interp.machine import cpu_name
 from interp.progress import Progress
@@ -169,7 +169,9 @@ def bridge(
                 found = _cell(config, per_dim, decay, threads, label, progress)
                 write_json(file, found | {"seconds": round(time.monotonic() - started, 1)})
                 progress.finish(1.0)
-            records.append(json.loads(file.read_text()))
+            record = json.loads(file.read_text())
+            record["rows"] += saturation_rows(record["rows"], *config.counting(per_dim))
+            records.append(record)
         summary = {"command": command, "cpu": cpu_name()} | judge(records)
         for figure in bridge_figures(summary):
             drawn = static.svg(figure)
@@ -202,7 +204,6 @@ def _cell(
         workers=threads,
         heartbeat=lambda share: progress.at(f"{label}: SAEs", 0.8 * share),
     )
-    rows += saturation_rows(rows, cell, settings)
     represented = int((truth.norms > REPRESENTED_NORM).sum())
     return {
         "m": config.m,
@@ -234,6 +235,11 @@ def judge(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     follows = spearman_exact(estimated, truth, generator=generator)
     with_loss = spearman_exact(estimated, loss, generator=generator)
     truth_with_loss = spearman_exact(truth, loss, generator=generator)
+    groups = [str(c["n_per_dim"]) for c in counted]
+    within = {
+        key: spearman_within(values, loss, groups, generator=generator).to_json()
+        for key, values in (("counted", estimated), ("represented", truth))
+    }
     close = [c["relative_error"] is not None and abs(c["relative_error"]) <= CLOSE for c in counted]
     return {
         "cells": cells,
@@ -243,6 +249,7 @@ def judge(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "counted_with_represented": follows.to_json(),
         "counted_with_loss": with_loss.to_json(),
         "represented_with_loss": truth_with_loss.to_json(),
+        "within_per_dim": within,
         "verdict": _verdict(follows, sum(close), len(counted)),
     }
 

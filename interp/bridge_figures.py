@@ -11,6 +11,8 @@ from interp.report.marks import Figure
 from interp.report.theme import KINDS
 from interp.report.wording import significant
 
+NAMES = {KINDS[0]: "counted", KINDS[1]: "counted, a lower bound", KINDS[2]: "represented"}
+
 
 def bridge_figures(summary: dict[str, Any]) -> list[Figure]:
     """Both, or none where nothing was counted."""
@@ -31,14 +33,14 @@ def _true_against_counted(cells: list[dict[str, Any]], summary: dict[str, Any]) 
     return Figure(
         name="bridge_true_against_counted",
         title="Counted against represented features of the toy model",
-        subtitle="line: the truth; hollow: a lower bound; bars: 95% intervals",
+        subtitle="line: the truth; bars: 95% intervals",
         alt=f"Counted against represented features per dimension; rank correlation "
         f"{significant(rho, 2)}. " + "; ".join(p["reading"] for p in points) + ".",
         spec=marks.specification(
             [
                 line.mark_line(style="reference", strokeDash=[6, 4]).encode(x, y),
-                marks.intervals(points, x, y),
-                marks.symbols(points, x, y),
+                marks.intervals(points, x, y, legend=_legend(points)),
+                marks.symbols(points, x, y, legend=_legend(points)),
             ],
             height=400,
         ),
@@ -54,23 +56,50 @@ def _packing_against_loss(cells: list[dict[str, Any]], summary: dict[str, Any]) 
     ]  # fmt: skip
     x = alt.X("x:Q", title="loss of the toy model", scale=alt.Scale(zero=False, padding=20))
     y = marks.per_dimension_axis([*points, *truth])
-    ours, theirs = (summary[key]["value"] for key in ("counted_with_loss", "represented_with_loss"))
+    alike = [
+        p | {"group": c["n_per_dim"], "decay": c["decay"]}
+        for p, c in zip(truth, cells, strict=True)
+    ]
+    ends = [max(group, key=lambda p: p["x"]) | {"label": f"n/m {per_dim}"}
+            for per_dim in dict.fromkeys(p["group"] for p in alike)
+            if (group := [p for p in alike if p["group"] == per_dim])]  # fmt: skip
+    ours, theirs = (summary["within_per_dim"][key]["value"] for key in ("counted", "represented"))
+    legend = _legend([*points, *truth])
     return Figure(
         name="bridge_packing_against_loss",
         title="Packing of the toy model against its loss",
-        subtitle=f"rank correlation with the loss: counted {significant(ours, 2)}, represented "
-        f"(as twins are drawn elsewhere) {significant(theirs, 2)}",
+        subtitle="lines: data of one n/m, decay varied; rank correlation within them: "
+        f"counted {_rho(ours)}, represented {_rho(theirs)}",
         alt="Counted and represented features per dimension against the loss. "
         + "; ".join(p["reading"] for p in points)
         + ".",
         spec=marks.specification(
             [
-                marks.intervals(points, x, y, legend=False),
-                marks.symbols([*points, *truth], x, y, legend=False),
+                marks.layer(alike)
+                .mark_line(style="connector", strokeDash=[1, 0])
+                .encode(x, y, detail="group:N", order="decay:Q"),
+                marks.layer(ends)
+                .mark_text(style="label", dx=14, align="left")
+                .encode(x, y, text="label:N"),
+                marks.intervals(points, x, y, legend=legend),
+                marks.symbols([*points, *truth], x, y, legend=legend),
             ],
             height=380,
         ),
     )
+
+
+def _legend(points: list[dict[str, Any]]) -> alt.Legend:
+    """The kinds that occur, by what they are here."""
+    there = {p["kind"] for p in points}
+    names = ", ".join(f"'{kind}': '{name}'" for kind, name in NAMES.items())
+    return alt.Legend(
+        values=[kind for kind in NAMES if kind in there], labelExpr=f"({{{names}}})[datum.label]"
+    )
+
+
+def _rho(value: float | None) -> str:
+    return "undefined" if value is None else significant(value, 2)
 
 
 def _point(cell: dict[str, Any], x: float, y: float) -> dict[str, Any]:

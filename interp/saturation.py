@@ -13,6 +13,8 @@ from interp.estimate import Estimate, InsufficientData
 
 SHAPE_BOUNDS = (0.25, 4.0)
 """Range of b: below, the curve has no visible ceiling in any range; above, it is a step."""
+REACHED = 0.98
+"""Share of N from which a count is at the ceiling. Where most counts are, they say nothing of b."""
 FARTHEST = 1e4
 """N is sought up to this many times the largest count, where the curve is its limit c D^b."""
 LM_STEPS = 60
@@ -37,8 +39,9 @@ def saturation(
     counts by more than that, the errors are scaled up by sqrt(chi2 / (n - 3)).
     N belongs to the interval while its profile chi2 is within 3.84 (scaled) of the least. As N
     grows the curve becomes a power law c D^b, so the upper limit exists only if that law is
-    excluded by as much. If it is not, or if b runs into its lower bound, N is not identified: the
-    value is then the largest count (a lower bound, censored at that D) and ci_high None.
+    excluded by as much. If it is not, or if b runs into its lower bound and half of the counts are
+    not within 2% of N, N is not identified: the value is then the largest count (a lower bound,
+    censored at that D) and ci_high None.
     SCIENCE section 4, e.
 
     Raises InsufficientData (with that lower bound) below MIN_SIZES distinct sizes with counts.
@@ -93,7 +96,7 @@ def saturation(
         )
         return replace(bound, reason=reason)
     shape = float(_best_chi2(D, S, errors, np.exp([log_n]))[1][0])
-    if shape < SHAPE_BOUNDS[0] * 1.001:
+    if shape < SHAPE_BOUNDS[0] * 1.001 and np.median(S) < REACHED * np.exp(log_n):
         reason = f"shape b at its lower bound {SHAPE_BOUNDS[0]}: no visible ceiling"
         return replace(bound, reason=f"{reason} (censored at D={d_largest})")
     value = float(np.exp(log_n))

@@ -43,12 +43,13 @@ def test_the_bridge_tells_bounds_from_counts(readme: ModuleType, tmp_path: Path)
     found = {"value": 0.9, "p": 0.001, "n_models": 2, "reason": None}
     one = {"n_per_dim": 4, "decay": -1.0, "represented_per_dim": 4.0, "counted_per_dim": 3.9,
            "bound": False, "without_composites_per_dim": 3.5, "without_composites_bound": True,
-           "loss": 0.12, "seconds": 90.0}  # fmt: skip
-    none = one | {"decay": 1.0, "counted_per_dim": None, "bound": True}
+           "relative_error": -0.025, "loss": 0.12, "seconds": 90.0}  # fmt: skip
+    none = one | {"decay": 1.0, "counted_per_dim": None, "bound": True, "relative_error": None}
     summary = {
         "command": "interp bridge", "verdict": "the count follows", "cells": [one, none],
         "counted_with_represented": found, "counted_with_loss": found,
         "represented_with_loss": found | {"value": None, "reason": "two models"},
+        "within_per_dim": {"counted": found, "represented": found},
         "n_counted": 1, "n_close": 1, "n_bounds": 0,
     }  # fmt: skip
     (tmp_path / "results" / "bridge").mkdir(parents=True)
@@ -58,7 +59,7 @@ def test_the_bridge_tells_bounds_from_counts(readme: ModuleType, tmp_path: Path)
     assert "| 4 | -1 | 4.00 | 3.90 | ≥ 3.50 | 0.120 |" in text
     assert "| 4 | 1 | 4.00 | - | ≥ 3.50 | 0.120 |" in text
     assert "represented with loss undefined: two models" in text
-    assert "1 of 1 counts, 0 of them bounds" in text
+    assert "1 of 1 counts, 0 of them bounds; farthest off 3.90 for 4.00 per dimension." in text
     assert "3 minutes" in text
 
 

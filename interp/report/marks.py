@@ -132,10 +132,15 @@ def packing_points(
 
 
 def symbols(
-    points: Sequence[Row], x: alt.X, y: alt.Y, *, size: int = 100, legend: bool = True
+    points: Sequence[Row],
+    x: alt.X,
+    y: alt.Y,
+    *,
+    size: int = 100,
+    legend: bool | alt.Legend = True,
 ) -> alt.Chart:
-    """The points, and the legend of the kinds that occur."""
-    shown = _legend(points) if legend else None
+    """The points, and the legend of the kinds that occur, or another one."""
+    shown = _shown(points, legend)
     return (
         layer(points)
         .mark_point(size=size, strokeWidth=2, opacity=1)
@@ -155,7 +160,7 @@ def symbols(
 
 
 def intervals(
-    points: Sequence[Row], x: alt.X, y: alt.Y, *, along: str = "y", legend: bool = True
+    points: Sequence[Row], x: alt.X, y: alt.Y, *, along: str = "y", legend: bool | alt.Legend = True
 ) -> alt.Chart | None:
     """95% intervals as lines along one axis; None where there is none.
 
@@ -166,7 +171,7 @@ def intervals(
     if not known:
         return None
     marks = layer(known).mark_rule(style="interval")
-    shown = _legend(points) if legend else None
+    shown = _shown(points, legend)
     colour = alt.Stroke("kind:N", scale=_by_kind("category"), legend=shown)
     if along == "x":
         return marks.encode(_at(x, low), y, colour, x2=f"{high}:Q")
@@ -245,6 +250,12 @@ def between(low: float, high: float, n: int = 64) -> list[float]:
         return [low]
     step = math.log(high / low) / (n - 1)
     return [low * math.exp(i * step) for i in range(n)]
+
+
+def _shown(points: Sequence[Row], legend: bool | alt.Legend) -> alt.Legend | None:
+    if isinstance(legend, bool):
+        return _legend(points) if legend else None
+    return legend
 
 
 def _legend(points: Sequence[Row]) -> alt.Legend:

@@ -509,3 +509,18 @@ def test_three_sizes_are_refused_with_the_bound():
     assert refusal.value.partial.censored
     with pytest.raises(ValueError, match="one finite count"):
         saturation(SIZES, counts, counts, d_in=32)
+
+
+def test_counts_at_the_ceiling_identify_it() -> None:
+    """They say nothing of the shape, which may then be anything; a slow rise stays refused."""
+    D = np.array([64.0, 96.0, 128.0, 192.0, 256.0])
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(40):
+        flat = np.round(63 + 0.6 * rng.standard_normal(5))
+        found = saturation(D, flat, np.full(5, 0.6), d_in=32)
+        assert found.identified, found.reason
+        covered += found.ci_low <= 63 <= found.ci_high
+    assert covered >= 34
+    slow = 100 * (1 - np.exp(-((D / 256) ** 0.2) * 1.2))
+    assert not saturation(D, slow, np.full(5, 0.3), d_in=32).identified

@@ -107,9 +107,15 @@ def bridge(root: Path) -> str:
             ("counted with represented", summary["counted_with_represented"]),
             ("counted with loss", summary["counted_with_loss"]),
             ("represented with loss", summary["represented_with_loss"]),
+            ("counted with loss among equal n/m", summary["within_per_dim"]["counted"]),
+            ("represented with loss among equal n/m", summary["within_per_dim"]["represented"]),
         )
     ]
     seconds = sum(float(cell["seconds"]) for cell in summary["cells"])
+    off = max(
+        (cell for cell in summary["cells"] if cell["relative_error"] is not None),
+        key=lambda cell: abs(cell["relative_error"]),
+    )
     pictures = "\n".join(
         f"![{alt}](bridge/figures/{name}.png)"
         for name, alt in (
@@ -120,7 +126,8 @@ def bridge(root: Path) -> str:
     return "\n".join(lines) + (
         f"\n\nRank correlations, bounds taken as counts: {'; '.join(said)}. Within 15% of the "
         f"truth: {summary['n_close']} of {summary['n_counted']} counts, {summary['n_bounds']} of "
-        f"them bounds.\n\n{pictures}\n\n"
+        f"them bounds; farthest off {off['counted_per_dim']:.2f} for "
+        f"{off['represented_per_dim']:.2f} per dimension.\n\n{pictures}\n\n"
         f"`{summary['command']}`, {seconds / 60:.0f} minutes; [`bridge/`](bridge/)."
     )
 
@@ -140,6 +147,7 @@ def _undecided(summary: dict[str, Any]) -> str:
 def _plain_count(folder: Path) -> str:
     """How the count at one dictionary size, which studies quote, did in the same cells."""
     rows = pd.read_parquet(folder / "results.parquet")
+    estimators = set(rows["estimator"])
     rows = rows[(rows["estimator"] == "reproducible") & rows["value"].notna()]
     ratio = rows["d_sae"] / rows["n_features"]
 
@@ -153,6 +161,14 @@ def _plain_count(folder: Path) -> str:
         exact = rows[kept & (rows["converged"] == True)]  # noqa: E712
         return span((100 * (exact["value"] / exact["n_features"] - 1)).tolist(), "{:+.0f}%".format)
 
+    older = (
+        ""
+        if "distinct_latents" in estimators
+        else (
+            " Near copies within a seed were merged from a cosine of 0.99 on here, and are from "
+            "0.8 on now."
+        )
+    )
     return (
         "The count at one size (`reproducible`), which a study's headline gives, in the same cells "
         f"(synthetic data of width 32): with at most as many latents as true features "
@@ -160,5 +176,5 @@ def _plain_count(folder: Path) -> str:
         f"{shares(ratio >= 4)}. A full dictionary "
         f"is what one too small looks like. Converged counts with twice as many latents as "
         f"features were {off(ratio == 2)} off the true number, with four times and more "
-        f"{off(ratio >= 4)}: latents that stand for two features are found again too."
+        f"{off(ratio >= 4)}: latents that stand for two features are found again too.{older}"
     )
