@@ -76,7 +76,7 @@ def _packing_against_loss(cells: list[dict[str, Any]], summary: dict[str, Any]) 
         spec=marks.specification(
             [
                 marks.layer(alike)
-                .mark_line(style="connector", strokeDash=[1, 0])
+                .mark_line(style="reference")
                 .encode(x, y, detail="group:N", order="decay:Q"),
                 marks.layer(ends)
                 .mark_text(style="label", dx=14, align="left")

@@ -2,9 +2,8 @@
 
     (c/B) sum ||e_hat - e||^2,  e_hat = sum of h_i W_dec[i] over the k_aux largest h among the dead
 
-in the notation of `saes.topk`; e has no gradient, and h no ReLU. The dead may be most of a
-dictionary, and then this costs more than the rest of the step: only what is picked is multiplied
-where that is less work than whole matrices. Source: Gao et al., arXiv 2406.04093, appendix A.2.
+in the notation of `saes.topk`; e has no gradient, and h no ReLU. Where the dead are many, only what
+is picked is multiplied, and not whole matrices. Source: Gao et al., arXiv 2406.04093, appendix A.2.
 """
 
 from __future__ import annotations

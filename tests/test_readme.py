@@ -63,6 +63,23 @@ def test_the_bridge_tells_bounds_from_counts(readme: ModuleType, tmp_path: Path)
     assert "3 minutes" in text
 
 
+def test_the_order_of_batches_is_told_from_its_records(readme: ModuleType) -> None:
+    folder = ROOT / "results" / "batch_order"
+    records = json.loads((folder / "records.json").read_text())
+    key = "held_out_projects_nats_per_token"
+    ours, shuffled = ({r["seed"]: r[key] for r in records[side]["models"]}
+                      for side in ("in_text_order", "shuffled"))  # fmt: skip
+    text = (folder / "README.md").read_text()
+    for seed, loss in ours.items():
+        beside = f"{shuffled[seed]:.4f}" if seed in shuffled else "-"
+        assert f"| {seed} | {loss:.4f} | {beside} |" in text
+    better = sorted(ours[seed] - loss for seed, loss in shuffled.items())
+    said = f"and shuffled: {better[0]:.2f} to {better[-1]:.2f} nats per token better"
+    assert said in readme.FINDINGS.read_text()
+    shipped = json.loads((ROOT / "interp" / "ladder" / "models.json").read_text())
+    assert all(shipped[r["model"]][key] == r[key] for r in records["in_text_order"]["models"])
+
+
 def test_a_finding_is_told_from_its_numbers(readme: ModuleType, tmp_path: Path) -> None:
     """Of two runs that differ in what was planted, each block says its own."""
     sys.path.append(str(ROOT / "tests" / "interp"))

@@ -117,8 +117,8 @@ def batch_at(ids: np.ndarray, step: int, recipe: Recipe) -> tuple[Tensor, Tensor
     """Inputs and targets of a step, [batch pos] each: consecutive windows of the token stream.
 
     Seed 0 takes them as they come, any other begins elsewhere in the same tokens and goes around.
-    Batches stay neighbours: shuffled, they train another model (0.08 nats better at width 64), and
-    seeds would differ from the base model by more than chance. Only a recipe that limits its
+    Batches stay neighbours: shuffled, they train another model (`results/batch_order`), and seeds
+    would differ from the base model by more than chance. Only a recipe that limits its
     projects reads a stream again from its start.
     """
     rows = recipe.batch_tokens // N_CTX

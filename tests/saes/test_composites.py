@@ -95,6 +95,16 @@ def test_random_directions_are_no_composites(d_in, n):
     assert composites(latent_set(features(n, d_in), list(range(n, 0, -1)))).sum() <= 1
 
 
+def test_what_is_left_without_pairs_and_copies_is_distinct():
+    """What a calibration calls `distinct_latents`."""
+    W = features(20)
+    aside = unit(features(20).flip(0) - (features(20).flip(0) * W).sum(1, keepdim=True) * W)
+    copies = 0.85 * W[:5] + (1 - 0.85**2) ** 0.5 * aside[:5]
+    everything = torch.cat([W, unit(W[:8] + W[8:16]), copies])
+    seeds = [latent_set(everything, [60 - i for i in range(33)]) for _ in range(2)]
+    assert reproducible([without_composites(s) for s in seeds], 0.7).n_live == (20, 20)
+
+
 def test_reproduced_pairs_leave_the_count():
     W = features(20)
     pairs = torch.cat([W, unit(W[:8] + W[8:16])])
