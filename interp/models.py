@@ -6,6 +6,7 @@ whose captured tensors differ from transformers' own is refused.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -244,7 +245,13 @@ def _find(name: str) -> _Place:
     if name.startswith(ladder.PREFIX):
         shipped = [*ladder.names(), *ladder.arm_names()]
         if name not in shipped:
-            raise UserError(f"no ladder model {name!r}; there are: {', '.join(shipped)}")
+            close = (
+                difflib.get_close_matches(name, ladder.arm_names(), n=3) or ladder.arm_names()[:3]
+            )
+            raise UserError(
+                f"no ladder model {name!r}; there are: {', '.join(ladder.names())}, and of one "
+                f"width {', '.join(close)} and others (`interp models` lists all)"
+            )
         return _Place(Path(ladder.checkpoint_path(name)), Path(ladder.tokenizer_path()))
     path = Path(name).expanduser()
     if name.strip() and path.is_dir():

@@ -76,6 +76,7 @@ def test_ladder_names_load_with_the_shared_tokenizer(
     assert model.family == "ladder"
     assert len(model.tokenizer) == 300
     assert "ladder/d032" in refused("ladder/d999")
+    assert "ladder/d064-seed-1" in refused("ladder/d064-seed1")
     info = list_models()[0]
     assert (info.name, info.family, info.d_model) == ("ladder/d032", "ladder", 32)
     assert info.n_params == model.n_params
