@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -63,18 +64,23 @@ def make(
     with ProcessPoolExecutor(
         min(n_processes, len(jobs)), mp_context=context, initializer=_alone
     ) as pool:
+
+        def submit(job: Job) -> Future[None]:
+            with _ctrl_c_held():  # it may start a process
+                return pool.submit(_make, job, config)
+
         # No more than run at once: what is queued would have to be cancelled.
         left = iter(jobs)
         running: dict[Future[None], Job] = {}
         try:
             for job in islice(left, n_processes):
-                running[pool.submit(_make, job, config)] = job
+                running[submit(job)] = job
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     future.result()
                     done = running.pop(future)
                     if (after := next(left, None)) is not None:
-                        running[pool.submit(_make, after, config)] = after
+                        running[submit(after)] = after
                     yield done
         except BrokenProcessPool:
             raise UserError(
@@ -113,9 +119,19 @@ def _make(
     write_json(job.file, record)
 
 
+@contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """Whatever is started meanwhile never hears of Ctrl-C, not even while it imports; this process
+    hears of it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _alone() -> None:
-    """In a process of the pool: no word on Ctrl-C, and no life after the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a process of the pool: no life after the parent."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

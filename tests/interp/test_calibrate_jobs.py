@@ -94,6 +94,36 @@ list(make(jobs, PRESETS["gates"], 2))
     assert not list(tmp_path.iterdir())
 
 
+def test_ctrl_c_while_processes_start_is_one_error_the_parents(tmp_path: Path) -> None:
+    program = f"""
+import multiprocessing, os, signal, threading, time
+from pathlib import Path
+from interp.calibrate_cells import PRESETS
+from interp.calibrate_jobs import Job, make
+
+def interrupt():
+    while len(multiprocessing.active_children()) < 2:
+        time.sleep(0.001)
+    for _ in range(20):  # while they import
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGINT)
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+threading.Thread(target=interrupt).start()
+cell = PRESETS["gates"].cells[3]
+jobs = [Job(cell, i, Path({str(tmp_path)!r}) / str(i), "") for i in range(2)]
+try:
+    list(make(jobs, PRESETS["gates"], 2))
+except KeyboardInterrupt:
+    print("interrupted", len(multiprocessing.active_children()))
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("interrupted 0\n", "", 0)
+    assert not list(tmp_path.iterdir())
+
+
 def _until(there, seconds: float) -> None:
     end = time.monotonic() + seconds
     while not there():
