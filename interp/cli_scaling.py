@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from interp.errors import UserError
 
 if TYPE_CHECKING:
     from interp.fits import Estimate, JointFit
+    from interp.fixed_tokens import AtTokens
     from interp.head_matrix import Matrix
 
 FORMS = ("width", "params", "depth", "data", "depth-data")
@@ -79,9 +80,9 @@ def add(commands: Any) -> None:
     fit.add_argument(
         "--form",
         choices=FORMS,
-        default="width",
-        help="of the law: A/d_model^alpha + B (default), n_params instead, or with terms in depth "
-        "(c_l/n_layers) and data (c_D/train_tokens^b)",
+        help="of the law: A/d_model^alpha + B (width), n_params instead, or with terms in depth "
+        "(c_l/n_layers) and data (c_D/train_tokens^b); default: width, or data where models of one "
+        "width had different numbers of tokens",
     )
     fit.add_argument(
         "--data-exponent", type=_positive, metavar="B", help="hold b instead of fitting it"
@@ -258,15 +259,17 @@ def _print_bands(row: dict[str, Any]) -> None:
 
 def _fit(args: argparse.Namespace) -> None:
     from interp.fits import fit_jointly
+    from interp.fixed_tokens import at_fixed_tokens
     from interp.loss_table import read_table
     from interp.progress import Progress
 
     _check_figure(args.figure)
     table = read_table(args.table)
+    budgets = at_fixed_tokens(table)
     progress = Progress(1.0)
     fit = fit_jointly(
         table,
-        args.form,
+        args.form or ("data" if budgets else "width"),
         data_exponent=args.data_exponent,
         n_bootstrap=args.bootstrap,
         heartbeat=lambda share: progress.at("fitting", share),
@@ -277,9 +280,12 @@ def _fit(args: argparse.Namespace) -> None:
 
         save(fit_figure(table.rows, fit.to_json()), args.figure)
     if args.json:
-        print_json(fit.to_json())
+        extra = {"at_fixed_tokens": [one.to_json() for one in budgets]} if budgets else {}
+        print_json(fit.to_json() | extra)
         return
     _print_fit(fit)
+    if budgets:
+        _print_budgets(budgets)
 
 
 def _print_fit(fit: JointFit) -> None:
@@ -327,6 +333,27 @@ def _print_fit(fit: JointFit) -> None:
         print(f"not identified: {fit.reason}")
     for sentence in (*fit.explanation, *fit.notes):
         print(sentence)
+
+
+def _print_budgets(budgets: Sequence[AtTokens]) -> None:
+    shown = [
+        {
+            "family": b.family,
+            "dataset": b.dataset,
+            "tokens": f"{b.train_tokens:,.0f}",
+            "models": b.n_models,
+            "alpha": _number(b.alpha.value, 4),
+            "95% interval": _interval(b.alpha.ci_low, b.alpha.ci_high),
+            "B": _number(b.B.value, 4),
+            "interval of B": _interval(b.B.ci_low, b.B.ci_high),
+        }
+        for b in budgets
+    ]
+    print_table(shown, "alpha at fixed tokens: L = A / d_model^alpha + B, each budget by itself")
+    for reason in dict.fromkeys(
+        f"{b.train_tokens:,.0f} tokens: {b.reason}" for b in budgets if b.reason
+    ):
+        print(reason)
 
 
 def _estimates(fit: JointFit) -> dict[str, Estimate]:

@@ -22,6 +22,14 @@ _MOST_LOST = 0.1
 """Share of resamples that may be left out without a word."""
 SHARED = 0.2
 """Intraclass correlation beyond which the reader is sent to the bootstrap over models."""
+POOLED = (
+    "models of one width with different numbers of training tokens are pooled, so neither alpha "
+    "nor its errors mean anything in this form; --form data gives tokens a term of their own"
+)
+BRANCHES = (
+    "losses of one width after different numbers of tokens may share a run; the intervals take "
+    "them for models of their own"
+)
 PUBLISHED_ERROR = (
     "the published way: slope of log(loss - B) on log size, every B held at its fitted value"
 )
@@ -178,7 +186,7 @@ def fit_jointly(
         n_bootstrap=_n_draws(draws),
         comparison=compare(table, data_exponent=data_exponent),
         explanation=(),
-        notes=(*table.notes, *_fixed_tokens(table), *_left_out(n_bootstrap, draws)),
+        notes=(*table.notes, *_tokens(table, form), *_left_out(n_bootstrap, draws)),
         fitted=tuple(fitted.tolist()),
     )
     return replace(result, explanation=_explanation(result))
@@ -351,10 +359,12 @@ def _with_bootstrap(
     )
 
 
-def _fixed_tokens(table: LossTable) -> tuple[str, ...]:
+def _tokens(table: LossTable, form: str) -> tuple[str, ...]:
     """The caption that an exponent needs where width is not all that differs between models."""
     if not table.has("train_tokens"):
         return ()
+    if table.varies_tokens:
+        return (BRANCHES,) if form in ("data", "depth-data") else (POOLED,)
     budgets = table.rows.groupby(["family", "dataset"])["train_tokens"].nunique()
     return (CAPTION,) if (budgets == 1).all() else ()
 

@@ -72,6 +72,14 @@ class LossTable:
         values = self.rows[name].to_numpy(dtype=float)
         return bool((np.isfinite(values) & (values > 0)).all())
 
+    @property
+    def varies_tokens(self) -> bool:
+        """Whether models of one width, family and data set had different numbers of tokens."""
+        if not self.has("train_tokens"):
+            return False
+        budgets = self.rows.groupby(["family", "dataset", "d_model"])["train_tokens"].nunique()
+        return bool((budgets > 1).any())
+
     def take(self, keep: np.ndarray) -> LossTable:
         """Some of the rows."""
         return LossTable(self.name, self.rows[keep].reset_index(drop=True), self.notes)

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))  # a test loads this file by its path
 
-from readme_blocks import package, speed, studies, truth  # noqa: E402
+from readme_blocks import laws, package, speed, studies, truth  # noqa: E402
 
 README = ROOT / "README.md"
 FINDINGS = ROOT / "results" / "README.md"
@@ -33,6 +33,7 @@ README_BLOCKS = {
 FINDING_BLOCKS = {
     "across-widths": studies.across_widths,
     "constant-width": studies.constant_width,
+    "fixed-tokens": laws.fixed_tokens,
     "verdicts": truth.verdicts,
     "bridge": truth.bridge,
 }

@@ -9,6 +9,8 @@ import pandas as pd
 from interp.report import panels
 from interp.report.marks import between, layer
 
+_MOST_BUDGETS = 6
+"""Numbers of tokens that marks can still tell apart."""
 _SIZES = {"params": ("n_params", "parameters"), "width": ("d_model", "model width d_model")}
 
 
@@ -19,13 +21,14 @@ def fit_figure(table: pd.DataFrame, fit: dict[str, Any]) -> dict[str, Any]:
     """
     column, size_name = _SIZES["params" if fit["form"] == "params" else "width"]
     A, alpha = fit["A"]["value"], fit["alpha"]["value"]
-    families = list(dict.fromkeys(table["family"]))
+    names = _series(table, fit)
+    families = list(dict.fromkeys(names))
     points = []
-    for row, fitted in zip(table.to_dict("records"), fit["fitted"], strict=True):
+    for row, name, fitted in zip(table.to_dict("records"), names, fit["fitted"], strict=True):
         excess = A * row[column] ** -alpha
         points.append(
             {
-                "family": row["family"],
+                "family": name,
                 "x": row[column],
                 "y": row["loss"] - (fitted - excess),
                 "residual": row["loss"] - fitted,
@@ -39,9 +42,10 @@ def fit_figure(table: pd.DataFrame, fit: dict[str, Any]) -> dict[str, Any]:
     axis = alt.Axis(values=ticks, format="," if max(sizes) < 1e5 else "~s", labelOverlap=True)
     x = alt.X("x:Q", title=f"{size_name} (log scale)", scale=scale, axis=axis)
     bare = alt.X("x:Q", title=None, scale=scale, axis=alt.Axis(values=ticks, labels=False))
+    rest = "all other terms" if fit["terms"] else "fitted offset"
     y = alt.Y(
         "y:Q",
-        title="loss minus fitted offset, nats (log scale)",
+        title=f"loss minus {rest}, nats (log scale)",
         scale=alt.Scale(type="log", nice=False, padding=12),
         axis=alt.Axis(values=panels.log_ticks([p["y"] for p in above] or [1.0]), format="~g"),
     )
@@ -76,6 +80,16 @@ def fit_figure(table: pd.DataFrame, fit: dict[str, Any]) -> dict[str, Any]:
         notes.insert(2, f"not identified ({fit['reason']})")
     title = f"Loss against size, fitted jointly: {Path(fit['table']).name}"
     return panels.specification(both, title=title, subtitle=notes)
+
+
+def _series(table: pd.DataFrame, fit: dict[str, Any]) -> list[str]:
+    """The family of every row; with its number of tokens where the law has a term in them, for
+    whether tokens and width add up is what the residuals show."""
+    families = [str(family) for family in table["family"]]
+    if "c_D" not in fit["terms"] or table["train_tokens"].nunique() > _MOST_BUDGETS:
+        return families
+    tokens = table["train_tokens"] / 1e6
+    return [f"{name}, {n:.3g}M tokens" for name, n in zip(families, tokens, strict=True)]
 
 
 def forecast_figure(rows: list[dict[str, Any]]) -> dict[str, Any]:

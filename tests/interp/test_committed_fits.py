@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from interp.fits import fit_jointly
+from interp.fixed_tokens import at_fixed_tokens
 from interp.forecast import forecast_largest
 from interp.loss_table import read_table
 
@@ -65,3 +66,22 @@ def test_fits_and_forecasts_are_made_again(folder: str, source: str | None, n_la
     for row, before in zip(rows, forecast, strict=True):
         for key in ("predicted", "ci_low", "ci_high", "actual"):
             assert math.isclose(row[key], before[key], rel_tol=1e-4), (row["model"], key)
+
+
+def test_the_fit_of_width_and_tokens_is_made_again() -> None:
+    file = RESULTS / "ladder_fit" / "tokens.json"
+    if not file.exists():
+        pytest.skip("the losses after fewer tokens are not all there yet")
+    fit, table = json.loads(file.read_text()), read_table("ladder-tokens")
+    again = fit_jointly(table, "data", n_bootstrap=0).to_json()
+    assert again["n_losses"] == fit["n_losses"]
+    for name in ("A", "alpha"):
+        for key in ("value", "ci_low", "ci_high", "se_joint"):
+            assert again[name][key] == pytest.approx(fit[name][key], rel=1e-3), (name, key)
+    budgets = [one.to_json() for one in at_fixed_tokens(table)]
+    assert [b["train_tokens"] for b in budgets] == [
+        b["train_tokens"] for b in fit["at_fixed_tokens"]
+    ]
+    for one, before in zip(budgets, fit["at_fixed_tokens"], strict=True):
+        for key in ("value", "ci_low", "ci_high"):
+            assert one["alpha"][key] == pytest.approx(before["alpha"][key], rel=1e-3)
