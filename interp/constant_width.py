@@ -124,6 +124,7 @@ class Arm:
             "dose_response": [r.to_json() for r in self._dose_response()],
             "mediation": self._mediation(),
             "power": detectable(len(self.rows)).to_json(),
+            "equal_k": self._equal_k(),
             "leave_one_out": leave_one_out(packing, losses, names, blocks).to_json(),
             "holm": self._secondary(),
         }
@@ -228,6 +229,28 @@ class Arm:
             if effect["lever"] in ON_A_LOG_SCALE:
                 effect["value"] = float(round(2 ** effect["value"]))
         return found
+
+    def _equal_k(self) -> Record:
+        """The primary test among models whose dictionaries have one k, the most frequent.
+
+        Each model has the k that brings it to the FVU asked for, on which a count may hang.
+        """
+        ks = [r["k"] for r in self.rows]
+        if not ks:
+            return {"least": None, "most": None, "k": None, "n_models": 0, "spearman": None,
+                    "p": None, "reason": "no count may be used"}  # fmt: skip
+        usual = max(sorted(set(ks)), key=ks.count)
+        rows = [r for r in self.rows if r["k"] == usual]
+        found = spearman(_per_dim(rows), self._losses(rows), generator=self.generator)
+        return {
+            "least": min(ks),
+            "most": max(ks),
+            "k": usual,
+            "n_models": len(rows),
+            "spearman": found.value,
+            "p": found.p,
+            "reason": found.reason,
+        }
 
     def _secondary(self) -> list[Record]:
         """Every other count, and the embedding's rows, against loss; Holm over what was tested."""

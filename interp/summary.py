@@ -327,7 +327,7 @@ def _warnings(
         "undertrained (doubling the tokens still changed the count or FVU)")  # fmt: skip
     say([r for r in chosen if r["censored"]], "censored at the dictionary size; a lower bound")
     say([r for r in chosen if r["fvu_matched"] is False], "FVU not at the target")
-    # At constant width one twin stands for all: the models differ in their training alone.
+    # At constant width one twin stands for all: the models have one architecture.
     across_widths = all(f["arm"] != ARM for f in facts)
     if across_widths or not any(r["controls"] for r in chosen):
         say([r for r in chosen if not r["controls"]], "no random-init twin was run")

@@ -3,11 +3,20 @@
 from collections.abc import Sequence
 
 from interp.report.contrast import Verdict, contrast
-from interp.report.records import Arm, Correlation, Interval, PackingRow, Summary
+from interp.report.records import (
+    Arm,
+    Control,
+    Correlation,
+    Interval,
+    PackingRow,
+    Secondary,
+    Summary,
+)
 from interp.report.wording import in_prose, known_values, listed, plural, significant, span
 
 ALPHA = 0.05
 FEWER = {Verdict.FEWER}
+NEARLY_ONE = 0.99
 MIN_MODELS = 5
 """Fewer cannot reach .05 in any order."""
 
@@ -31,7 +40,8 @@ def arm_correlation(summary: Summary) -> Correlation | None:
 
 
 def arm_sentence(summary: Summary, arm: Arm, rows: Sequence[PackingRow], noun: str) -> str:
-    """The first sentence; `rows` are those that count."""
+    """The first sentence; `rows` are those that count, of which full dictionaries enter no test."""
+    tested = [row for row in rows if not row.censored]
     found = arm_correlation(summary)
     opening = "Preview, not a result: " if summary.preview else ""
     where = f"at constant width {arm.d_model}" if arm.d_model else "at constant width"
@@ -44,7 +54,7 @@ def arm_sentence(summary: Summary, arm: Arm, rows: Sequence[PackingRow], noun: s
         )
     else:
         sentence = (
-            f"{_like_untrained(rows)}{where}, {_packing(arm, rows, noun)}"
+            f"{_like_untrained(rows)}{where}, {_packing(arm, tested, noun)}"
             f"{_loss(arm, found, found.spearman.value)}."
         )
     return opening + (sentence if opening else sentence[0].upper() + sentence[1:])
@@ -55,28 +65,44 @@ def arm_more(summary: Summary, arm: Arm, rows: Sequence[PackingRow]) -> list[str
     found = arm_correlation(summary)
     parts = [_levers(arm), _rows(arm)]
     if found is not None and found.spearman.value is not None:
-        parts += [_within(found), _left_out(arm), _slope(found), _secondary(arm)]
+        rho = found.spearman.value
+        parts += [_within(found, rho), _left_out(arm), _same_k(arm), _slope(found), _secondary(arm)]
     return [*(part for part in parts if part), *_twin(summary, rows), _mediation(arm)]
 
 
 def _like_untrained(rows: Sequence[PackingRow]) -> str:
-    """What the first sentence must not leave out: a count that an untrained network has too."""
-    verdicts = {c.verdict for row in rows if (c := contrast(row)) is not None}
+    """What the first sentence must not leave out: a count that an untrained network has too.
+
+    Said of the models that have a twin, which in an arm is the base.
+    """
+    pairs = [c for row in rows if (c := contrast(row)) is not None]
+    of = listed([_who(c.row) for c in pairs])
+    verdicts = {c.verdict for c in pairs}
     if Verdict.SAME in verdicts:
-        return "packing is not distinguishable from an untrained network's, and "
-    return "trained networks pack fewer than untrained ones, and " if verdicts == FEWER else ""
+        return f"packing of {of} is not distinguishable from an untrained network's, and "
+    return f"{of} packs fewer than its untrained twin, and " if verdicts == FEWER else ""
+
+
+def _who(row: PackingRow) -> str:
+    return "the base model" if row.model.base else row.model.label
 
 
 def _packing(arm: Arm, rows: Sequence[PackingRow], noun: str) -> str:
     values = known_values(row.per_dim for row in rows)
     extent = f"{span(values)} {noun} per dimension over {plural(len(rows), 'model')}"
-    tested = [r.moves for r in arm.responses if r.outcome == "packing" and r.moves is not None]
     moving = [lever_name(lever) for lever in arm.moving("packing")]
+    still, untested = arm.still("packing"), arm.untested("packing")
     if moving:
         return f"packing moves with {listed(moving)} ({extent})"
-    if tested:
+    if not still:
+        return f"no test says whether packing moves ({extent})"
+    if not untested:
         return f"no lever moves packing beyond chance ({extent})"
-    return f"no test says whether packing moves ({extent})"
+    tried = listed([lever_name(lever) for lever in still])
+    return (
+        f"packing does not move beyond chance with {tried}, and with no other could be tested "
+        f"({extent})"
+    )
 
 
 def _loss(arm: Arm, found: Correlation, rho: float) -> str:
@@ -87,9 +113,18 @@ def _loss(arm: Arm, found: Correlation, rho: float) -> str:
         return f", {'and' if moves else 'yet'} loss {way} ({numbers})"
     text = f", {'but' if moves else 'and'} there is no evidence that loss moves with it ({numbers})"
     if arm.detectable_rho is not None:
-        seen = significant(arm.detectable_rho, 2)
-        text += f"; a correlation of {seen} or more would have shown four times in five"
+        text += f"; {could_have_shown(arm.detectable_rho)}"
     return text
+
+
+def could_have_shown(rho: float) -> str:
+    """What so many models would have seen, had they been independent."""
+    if rho >= NEARLY_ONE:
+        return "only a perfect order of so few models could have shown"
+    return (
+        f"a correlation of {significant(rho, 2)} or more among as many independent models would "
+        "have shown four times in five"
+    )
 
 
 def _numbers(estimate: Interval, p: float | None) -> str:
@@ -98,22 +133,36 @@ def _numbers(estimate: Interval, p: float | None) -> str:
 
 
 def _levers(arm: Arm) -> str:
-    packing, loss = arm.moving("packing"), arm.moving("loss")
-    if not any(r.moves is not None for r in arm.responses):
+    """What each lever moves; what could not be tested is never said to stand still."""
+    if not any(r.moves is not None for r in arm.responses if r.outcome in ("packing", "loss")):
         return "Whether any lever moves packing or loss could not be tested."
+    packing, loss = arm.moving("packing"), arm.moving("loss")
+    no_packing, no_loss = arm.still("packing"), arm.still("loss")
     parts = [
         f"{what} with {listed([lever_name(lever) for lever in levers])}"
         for what, levers in (
             ("packing and loss both move", [v for v in packing if v in loss]),
-            ("packing alone moves", [v for v in packing if v not in loss]),
-            ("loss alone moves", [v for v in loss if v not in packing]),
+            ("packing alone moves", [v for v in packing if v in no_loss]),
+            ("loss alone moves", [v for v in loss if v in no_packing]),
+            ("loss moves", [v for v in loss if v not in packing and v not in no_packing]),
+            ("packing moves", [v for v in packing if v not in loss and v not in no_loss]),
         )
         if levers
     ]
+    text = f"{'; '.join(parts)} (beyond chance, Holm over levers)"
     if not parts:
-        return "No lever moves packing or loss beyond chance."
-    text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]} (beyond chance, Holm over levers)."
+        both = ("packing", no_packing), ("loss", no_loss)
+        text = (
+            f"no lever moves {' or '.join(what for what, tested in both if tested)} beyond chance"
+        )
+    unknown = [
+        f"whether {what} moves with {listed([lever_name(lever) for lever in levers])} could not be "
+        "tested"
+        for what, levers in ((what, arm.untested(what)) for what in ("packing", "loss"))
+        if levers
+    ]
+    text = "; ".join([text, *unknown])
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _rows(arm: Arm) -> str:
@@ -128,19 +177,30 @@ def _rows(arm: Arm) -> str:
     return f"Whether the levers took hold, by the embedding's rows: {', and '.join(told)}."
 
 
-def _within(found: Correlation) -> str:
+def _within(found: Correlation, rho: float) -> str:
     if found.within_levers is None:
         return "Within levers there is nothing left to correlate."
-    p = found.p_within_levers
+    p, over_all = found.p_within_levers, found.p_exact
     shown = p is not None and p <= ALPHA
-    reading = (
-        "so differences between levers are not all of it (a lever's own dose still may be)"
-        if shown
-        else "so a lever that moves both could be all there is to any relation"
-    )
+    over_arm = over_all is not None and over_all <= ALPHA
+    if shown and not over_arm:
+        reading = ", which the arm as a whole does not show"
+    elif shown and (found.within_levers > 0) != (rho > 0):
+        reading = (
+            ": within levers the relation runs the other way, and the one over the arm comes from "
+            "differences between levers"
+        )
+    elif shown:
+        reading = (
+            ", so differences between levers are not all of it (a lever's own dose still may be)"
+        )
+    elif over_arm:
+        reading = ", so a lever that moves both could be all there is to the relation"
+    else:
+        reading = ""
     return (
         f"Among models that had the same lever pulled the correlation is "
-        f"{significant(found.within_levers, 2)} (p {significant(p, 2)}), {reading}."
+        f"{significant(found.within_levers, 2)} (p {significant(p, 2)}){reading}."
     )
 
 
@@ -149,11 +209,30 @@ def _left_out(arm: Arm) -> str:
         return ""
     low, high = (significant(end, 2) for end in arm.leave_one_out)
     text = f"With any one model left out Spearman lies between {low} and {high}"
-    known = [(rho, block) for block, rho in arm.without_block.items() if rho is not None]
-    if known:
-        weakest = min(known, key=lambda pair: abs(pair[0]))
-        text += f"; without {lever_name(weakest[1])} it is {significant(weakest[0], 2)}"
+    known = sorted((rho, block) for block, rho in arm.without_block.items() if rho is not None)
+    if len(known) > 1:
+        (least, one), (most, other) = known[0], known[-1]
+        text += (
+            f"; with all models of one lever left out between {significant(least, 2)} (without "
+            f"{lever_name(one)}) and {significant(most, 2)} (without {lever_name(other)})"
+        )
     return text + "."
+
+
+def _same_k(arm: Arm) -> str:
+    """The test again where k, which follows the model, is no reason for a count to differ."""
+    same = arm.equal_k
+    if same is None:
+        return ""
+    if same.least == same.most:
+        return f"All dictionaries have one k, {same.k}."
+    text = (
+        f"The k that brings models to one FVU is {same.least} to {same.most}, and a count may hang "
+        f"on k; among the {plural(same.n_models, 'model')} with k {same.k} "
+    )
+    if same.spearman is None:
+        return f"{text}there is no correlation to be had."
+    return f"{text}Spearman is {significant(same.spearman, 2)} (p {significant(same.p, 2)})."
 
 
 def _slope(found: Correlation) -> str:
@@ -168,10 +247,27 @@ def _secondary(arm: Arm) -> str:
         return ""
     shown = sum(s.p_holm is not None and s.p_holm <= ALPHA for s in tested)
     return (
-        f"Of {len(tested)} other measures (depths, streams, estimators, the embedding's rows), "
-        f"{shown or 'none'} "
+        f"Of {plural(len(tested), 'other measure')} ({_kinds(tested)}), {shown or 'none'} "
         f"go{'es' if shown == 1 else ''} with the loss after Holm's correction."
     )
+
+
+def _kinds(measures: Sequence[Secondary]) -> str:
+    """What differs between them, as far as it does."""
+    of_rows = [s for s in measures if s.layer_fraction is None]
+    counts = [s for s in measures if s.layer_fraction is not None]
+    kinds = [
+        f"{n} {what}s" if n > 1 else ""
+        for what, n in (
+            ("depth", len({s.layer_fraction for s in counts})),
+            ("stream", len({s.about for s in counts})),
+            ("dictionary size", len({s.d_sae for s in counts})),
+        )
+    ]
+    if n := len({s.estimator for s in counts}):
+        kinds.append(plural(n, "estimator"))
+    kinds.append("the embedding's rows" if of_rows else "")
+    return listed([kind for kind in kinds if kind])
 
 
 def _twin(summary: Summary, rows: Sequence[PackingRow]) -> list[str]:
@@ -190,9 +286,20 @@ def _twin(summary: Summary, rows: Sequence[PackingRow]) -> list[str]:
     at_least = "at least " if any(twin.censored for twin in found) else ""
     return [
         f"The untrained twin of this width packs {at_least}{span(values)} per dimension; trained "
-        f"minus twin is {in_prose(pairs[0].difference)} for the {pairs[0].row.model.label} model.",
+        f"minus twin is {in_prose(pairs[0].difference)} for {_who(pairs[0].row)}."
+        f"{_above(rows, found)}",
         *rising_twins(rows, "this width"),
     ]
+
+
+def _above(rows: Sequence[PackingRow], twins: Sequence[Control]) -> str:
+    """Every model of the arm against the one twin, where both have intervals."""
+    ends = [twin.per_dim.high for twin in twins if not twin.censored]
+    low = [row.per_dim.low for row in rows if row.per_dim.low is not None]
+    if len(ends) != 1 or ends[0] is None or len(low) < 2:
+        return ""
+    n = sum(end > ends[0] for end in low)
+    return f" The intervals of {n} of {len(low)} models lie above that of the twin."
 
 
 def rising_twins(rows: Sequence[PackingRow], where: str) -> list[str]:

@@ -27,8 +27,11 @@ LOG = ("tokens", "projects")
 SEED = "seed"
 
 
-def arm_against_loss(rows: Sequence[PackingRow]) -> Figure | None:
-    """Features per dimension against loss within the arm, one mark per model, told by lever."""
+def arm_against_loss(rows: Sequence[PackingRow], found_by: str) -> Figure | None:
+    """Features per dimension against loss within the arm, one mark per model, told by lever.
+
+    found_by: which seeds have to find a latent for it to count.
+    """
     shown = [r for r in rows if r.per_dim.value is not None and r.model.loss.value is not None]
     if not shown:
         return None
@@ -46,9 +49,9 @@ def arm_against_loss(rows: Sequence[PackingRow]) -> Figure | None:
     return Figure(
         name="packing_against_loss",
         title=f"{noun.capitalize()} per dimension against loss, at constant width",
-        subtitle=f"numbers: value of the lever, where there is room; line: one lever in order; "
-        f"bars: 95% intervals{hollow}",
-        alt=f"{noun.capitalize()} per dimension against loss in "
+        subtitle=f"found by {found_by}; numbers: value of the lever, where there is room; line: "
+        f"one lever in order; bars: 95% intervals{hollow}",
+        alt=f"{noun.capitalize()} per dimension, found by {found_by}, against loss in "
         f"{shown[0].model.loss_unit}, models of one width. "
         + "; ".join(_said(point) for point in points)
         + "."
@@ -67,9 +70,12 @@ def arm_against_loss(rows: Sequence[PackingRow]) -> Figure | None:
 
 
 def dose_response(
-    arm: Arm, rows: Sequence[PackingRow], models: Sequence[ModelRecord]
+    arm: Arm, rows: Sequence[PackingRow], models: Sequence[ModelRecord], found_by: str
 ) -> Figure | None:
-    """Packing, loss and the rows' overlap, one column per lever; a band holds the base's seeds."""
+    """Packing, loss and the rows' overlap, one column per lever; a band holds the base's seeds.
+
+    found_by: as in `arm_against_loss`.
+    """
     levers = sorted({r.lever for r in arm.responses}, key=_in_order)
     if not levers:
         return None
@@ -80,8 +86,9 @@ def dose_response(
         ("row_overlap", [_model_point(m, m.row_overlap, 3) for m in models
                          if m.row_overlap is not None]),
     ]  # fmt: skip
-    units = {"packing": "features per dim.", "loss": models[0].loss_unit if models else "",
-             "row_overlap": "mean squared cosine"}  # fmt: skip
+    of_loss = f"loss, {models[0].loss_unit}" if models else ""
+    units = {"packing": "features per dim.", "loss": of_loss,
+             "row_overlap": "rows' squared cosine"}  # fmt: skip
     panels, said = [], []
     for outcome, points in by_outcome:
         if not points:
@@ -101,11 +108,10 @@ def dose_response(
     return Figure(
         name="dose_response",
         title="What the levers move",
-        subtitle=f"from above: {listed(drawn)}; band: seeds of the base recipe; dashed: untrained "
+        subtitle=f"features found by {found_by}; band: seeds of the base recipe; dashed: untrained "
         "twin; bars: 95% intervals",
-        alt=f"{listed(drawn).capitalize()} against each lever. Packing moves with {moved}. "
-        + ". ".join(said)
-        + ".",
+        alt=f"{listed(drawn).capitalize()} against each lever (features found by {found_by}). "
+        f"Packing moves with {moved}. " + ". ".join(said) + ".",
         spec=side_by_side(panels, columns=len(levers)),
     )
 
@@ -117,8 +123,8 @@ def _point(model: ModelRecord, row: PackingRow, x: float | None) -> Row:
         "y": row.per_dim.value,
         "low": row.per_dim.low,
         "high": row.per_dim.value if row.censored else row.per_dim.high,
-        "counts": row.counts,
-        "reading": with_interval(row.per_dim) + ("" if row.counts else ", enters no test"),
+        "counts": _tested(row),
+        "reading": with_interval(row.per_dim) + ("" if _tested(row) else ", enters no test"),
     }
 
 
@@ -151,7 +157,12 @@ def _noun(row: PackingRow) -> str:
 
 
 def _hollow(rows: Sequence[PackingRow]) -> bool:
-    return not all(row.counts for row in rows)
+    return not all(_tested(row) for row in rows)
+
+
+def _tested(row: PackingRow) -> bool:
+    """A full dictionary's count is a bound, and a bound has no rank."""
+    return row.counts and not row.censored
 
 
 def _said(point: Row) -> str:
@@ -162,7 +173,7 @@ def _said(point: Row) -> str:
 
 
 def _twin_level(rows: Sequence[PackingRow]) -> float | None:
-    """The twin's count: one for the arm, whose models differ in their training alone."""
+    """The twin's count: one for the arm, whose models have one architecture."""
     known = [r.twin.per_dim.value for r in rows if r.twin is not None]
     return next((value for value in known if value is not None), None)
 

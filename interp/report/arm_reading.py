@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from interp.report.json_values import interval, number, whole_number
-from interp.report.records import Arm, Effect, Interval, Response, Secondary
+from interp.report.records import Arm, Effect, EqualK, Interval, Response, Secondary
 
 
 def read_arm(data: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> Arm:
@@ -33,7 +33,16 @@ def read_arm(data: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> Ar
         leave_one_out=None if ends[0] is None or ends[1] is None else (ends[0], ends[1]),
         without_block={k: number(v) for k, v in (left.get("without_block") or {}).items()},
         secondary=tuple(_secondary(record) for record in data.get("holm") or ()),
+        equal_k=_equal_k(data.get("equal_k") or {}),
     )
+
+
+def _equal_k(record: Mapping[str, Any]) -> EqualK | None:
+    least, most, k = (whole_number(record.get(key)) for key in ("least", "most", "k"))
+    if least is None or most is None or k is None:
+        return None
+    n_models = whole_number(record.get("n_models")) or 0
+    return EqualK(least, most, k, n_models, number(record.get("spearman")), number(record.get("p")))
 
 
 def _response(record: Mapping[str, Any]) -> Response:

@@ -107,7 +107,8 @@ def _twins(rows: Sequence[PackingRow]) -> list[str]:
     found = []
     if twinned and all(row.model.in_arm for row in rows):
         found.append(
-            "One untrained twin stands for all: the models differ in their training alone."
+            "One untrained twin stands for all: models of one architecture differ in their "
+            "training, and the seeds in the numbers that they began with."
         )
     elif len(twinned) < len(rows):
         found.append(

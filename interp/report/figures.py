@@ -38,7 +38,8 @@ def all_figures(summary: Summary) -> dict[str, Figure]:
     ]
     if summary.arm is not None:
         # One width: nothing to draw against it, and profiles of twenty models hide each other.
-        within = (arm_against_loss(rows), dose_response(summary.arm, rows, summary.models))
+        by = summary.found_by
+        within = (arm_against_loss(rows, by), dose_response(summary.arm, rows, summary.models, by))
         return {figure.name: figure for figure in within if figure is not None}
     at_one_size = [row for row in stream if _at_primary_size(row, summary)]
     drawn = (

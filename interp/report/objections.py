@@ -6,7 +6,7 @@ A reply that the run cannot give says so. Nothing here depends on how the number
 from collections.abc import Callable, Sequence
 
 from interp.report.answering import at_widths, rows_in_the_answer
-from interp.report.arm_answering import arm_correlation
+from interp.report.arm_answering import arm_correlation, could_have_shown
 from interp.report.class_tables import (
     at_equal_strictness,
     strictness_rows,
@@ -341,12 +341,14 @@ def _width(summary: Summary) -> str:
 
 
 def _power(summary: Summary) -> str:
-    arm = summary.arm
+    arm, found = summary.arm, arm_correlation(summary)
     if arm is None or arm.detectable_rho is None:
         return "True: fewer than five usable models can reach no p of .05."
+    if found is None or found.spearman.value is None:
+        return "True: there was nothing to correlate."
     return (
-        f"{plural(arm.n_usable, 'model')} would have shown a rank correlation of "
-        f"{significant(arm.detectable_rho, 2)} four times in five; a weaker one can go unseen."
+        f"{plural(arm.n_usable, 'model')}: {could_have_shown(arm.detectable_rho)}; a weaker one "
+        "can go unseen."
     )
 
 

@@ -346,6 +346,19 @@ class Secondary:
 
 
 @dataclass(frozen=True)
+class EqualK:
+    """The arm's primary test among the models whose dictionaries have the most frequent k."""
+
+    least: int
+    """Of the k of all models that count."""
+    most: int
+    k: int
+    n_models: int
+    spearman: float | None
+    p: float | None
+
+
+@dataclass(frozen=True)
 class Arm:
     """Models of one width in which training was varied; the primary test is a `Correlation`."""
 
@@ -365,10 +378,22 @@ class Arm:
     """Least and greatest rho with one model left out."""
     without_block: Mapping[str, float | None]
     secondary: tuple[Secondary, ...]
+    equal_k: EqualK | None
 
     def moving(self, outcome: str) -> list[str]:
         """The levers that moved an outcome beyond chance."""
-        return [r.lever for r in self.responses if r.outcome == outcome and r.moves]
+        return self._levers(outcome, True)
+
+    def still(self, outcome: str) -> list[str]:
+        """The levers that were tested and did not."""
+        return self._levers(outcome, False)
+
+    def untested(self, outcome: str) -> list[str]:
+        """The levers along which nothing could be tested."""
+        return self._levers(outcome, None)
+
+    def _levers(self, outcome: str, moves: bool | None) -> list[str]:
+        return [r.lever for r in self.responses if r.outcome == outcome and r.moves is moves]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import arm_run
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 
 from interp import levers
 from interp.config import StudyConfig
@@ -46,6 +47,32 @@ def test_the_records_are_complete_and_plain(planted: Data) -> None:
     assert {"dose_response", "mediation", "power", "leave_one_out", "holm"} <= set(planted["arm"])
     assert planted["models"][0]["lever"] is None
     assert planted["models"][0]["lever_base"]["tokens"] == arm_run.BASE["tokens"]
+
+
+def test_models_of_the_usual_k_are_tested_alone(planted: Data) -> None:
+    """All of one k: the primary test again. Others of another k: without them."""
+    same = planted["arm"]["equal_k"]
+    assert (same["least"], same["most"], same["k"], same["n_models"]) == (8, 8, 8, 19)
+    assert same["spearman"] == planted["correlation"][0]["spearman"]
+    known = arm_run.facts(arm_run.loss_follows)
+    made = arm_run.rows(known, arm_run.decay_packs)
+    few = set(arm_run.names()[:7])
+    for row in made:
+        row["k"] = 4 if row["model"] in few else 6
+    config = StudyConfig(
+        arm="constant_width", models=tuple(arm_run.names()), d_sae_per_d_model=(8,)
+    )
+    found = summarise(tidy(pd.DataFrame(made), known), known, config)
+    packing = {
+        r["model"]: r["per_dim"]
+        for r in found["packing"]
+        if r["estimator"] == "reproducible" and r["model"] not in few
+    }
+    losses = {f["name"]: f["loss_nats_per_token"] for f in known}
+    expected = spearmanr(list(packing.values()), [losses[name] for name in packing]).statistic
+    same = found["arm"]["equal_k"]
+    assert (same["least"], same["most"], same["k"], same["n_models"]) == (4, 6, 6, 12)
+    assert same["spearman"] == pytest.approx(expected)
 
 
 def test_a_planted_relation_is_found(planted: Data) -> None:

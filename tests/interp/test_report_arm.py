@@ -17,6 +17,7 @@ from interp.report.caveats import caveats
 from interp.report.figures import all_figures
 from interp.report.marks import Figure
 from interp.report.multiples import MARGIN, in_width
+from interp.report.objections import objections
 from interp.report.placing import place
 from interp.report.reading import RunRecords, read_summary
 from interp.report.tables import correlation_table
@@ -69,7 +70,10 @@ def test_packing_moves_and_loss_does_not(planted: Data) -> None:
     text = headline(no_relation(planted))
     assert "but there is no evidence that loss moves with it (Spearman −0.10" in text
     # 18 models: the power statement stands in the sentence.
-    assert text.endswith("; a correlation of 0.63 or more would have shown four times in five.")
+    assert text.endswith(
+        "; a correlation of 0.63 or more among as many independent models would have shown four "
+        "times in five."
+    )
 
 
 def test_nothing_moves(planted: Data) -> None:
@@ -106,8 +110,8 @@ def test_a_preview_says_so_first(planted: Data) -> None:
 @pytest.mark.parametrize(
     ("level", "opening"),
     [
-        (1.0, "Packing is not distinguishable from an untrained network's, and at constant"),
-        (3.0, "Trained networks pack fewer than untrained ones, and at constant"),
+        (1.0, "Packing of the base model is not distinguishable from an untrained network's, and"),
+        (3.0, "The base model packs fewer than its untrained twin, and at constant"),
     ],
 )
 def test_a_twin_that_packs_as_much_comes_first(planted: Data, level: float, opening: str) -> None:
@@ -131,10 +135,150 @@ def test_what_goes_under_the_sentence(planted: Data) -> None:
     assert "exploratory" in text
     assert "With any one model left out Spearman lies between −0." in text
     assert "width drives both" not in text
+    assert "so differences between levers are not all of it" in text
     planted["correlation"][0] |= {"p_within_levers": 0.4}
-    assert "could be all there is" in more(planted)
+    assert "could be all there is to the relation" in more(planted)
     planted["arm"]["mediation"] |= {"loss_per_packing": None, "effects": [], "reason": "too few"}
     assert "goes through packing is not told: too few." in more(planted)
+
+
+# ---- what must not be said: sentences found false by making up the outcomes they are for
+
+
+@pytest.fixture
+def made() -> Callable[..., Data]:
+    """Decay and tokens move packing, and loss with it, where nothing else is said."""
+
+    def make(**how: Any) -> Data:
+        return arm_run.summary(arm_run.decay_packs, arm_run.loss_follows, **how)
+
+    return make
+
+
+def of_lever(*levers: str) -> list[str]:
+    short = [arm_run.SHORT.get(lever, lever) for lever in levers]
+    return [n for n in arm_run.names() if n.removeprefix("ladder/d064-").split("-")[0] in short]
+
+
+def test_packing_that_was_not_tested_does_not_stand_still(made: Callable[..., Data]) -> None:
+    data = made(converged=dict.fromkeys(arm_run.names(), 0.0))
+    assert data["headline"].startswith("Not identified at constant width 64: 0 of 19 counts")
+    text = more(data)
+    assert "alone" not in text
+    assert "Loss moves with matrix decay, row decay and tokens (beyond chance" in text
+    assert "whether packing moves with matrix decay, projects, row decay and tokens could not" in (
+        text
+    )
+
+
+def test_a_lever_without_counts_is_named_and_not_judged(made: Callable[..., Data]) -> None:
+    data = made(converged=dict.fromkeys(of_lever("tokens"), 0.0))
+    assert "packing moves with row decay (" in data["headline"]
+    text = more(data)
+    assert "; loss alone moves with matrix decay; loss moves with tokens (beyond chance" in text
+    assert "; whether packing moves with tokens could not be tested." in text
+    still = arm_run.summary(
+        arm_run.nothing, arm_run.loss_follows, converged=dict.fromkeys(of_lever("tokens"), 0.0)
+    )
+    assert (
+        "packing does not move beyond chance with matrix decay, projects and row decay, and with "
+        "no other could be tested (" in still["headline"]
+    )
+
+
+def test_equal_counts_are_no_test_and_have_no_power(made: Callable[..., Data]) -> None:
+    data = made(reproducible=dict.fromkeys(arm_run.names(), 150.0))
+    assert "Not identified" in data["headline"]
+    assert "No lever moves packing" not in more(data)
+    said = [reply for _, reply in objections(read_summary(data))]
+    assert not any("four times in five" in reply for reply in said)
+    assert any("there was nothing to correlate" in reply for reply in said)
+
+
+def test_full_dictionaries_are_in_no_sentence_and_hollow(made: Callable[..., Data]) -> None:
+    full = of_lever("row_decay", "tokens", "projects")
+    data = made(censored=dict.fromkeys(full, 1.0))
+    left = len(arm_run.names()) - len(full)
+    assert data["correlation"][0]["n_models"] == left
+    assert f"features per dimension over {left} models)" in data["headline"]
+    figure = all_figures(read_summary(data))["packing_against_loss"]
+    assert {p["model"] for p in points(figure) if not p["counts"]} == set(full)
+    assert "hollow: enters no test" in figure.subtitle
+
+
+@pytest.mark.parametrize(
+    ("over_all", "p", "within", "says"),
+    [
+        (-0.9, 0.001, 0.67, "runs the other way, and the one over the arm comes from differences"),
+        (-0.9, 0.001, -0.67, "so differences between levers are not all of it"),
+        (-0.1, 0.7, -0.67, ", which the arm as a whole does not show."),
+    ],
+)
+def test_a_relation_within_levers_is_read_with_its_sign(
+    planted: Data, over_all: float, p: float, within: float, says: str
+) -> None:
+    planted["correlation"][0] |= {
+        "spearman": over_all, "p_exact": p, "within_levers": within, "p_within_levers": 0.01,
+    }  # fmt: skip
+    assert says in more(planted)
+
+
+def test_no_relation_anywhere_is_explained_by_nothing(planted: Data) -> None:
+    planted["correlation"][0] |= {"spearman": 0.1, "p_exact": 0.7, "p_within_levers": 0.5}
+    assert "all there is" not in more(planted)
+
+
+def test_the_range_without_a_lever_hides_no_sign(planted: Data) -> None:
+    planted["arm"]["leave_one_out"]["without_block"] = {
+        "row_decay": 0.55, "tokens": -0.3, "base": -0.7, "projects": None,
+    }  # fmt: skip
+    assert (
+        "with all models of one lever left out between −0.70 (without base and seeds) and 0.55 "
+        "(without row decay)" in more(planted)
+    )
+
+
+def test_other_measures_are_what_was_measured(planted: Data) -> None:
+    assert "Of 4 other measures (2 estimators and the embedding's rows)," in more(planted)
+    wider = arm_run.summary(
+        arm_run.decay_packs, arm_run.loss_follows, layers=(1, 2), streams=("contextual", "all")
+    )
+    assert "2 depths, 2 streams, 3 estimators and the embedding's rows)" in more(wider)
+
+
+def test_the_one_twin_is_told_of_its_own_model_and_counted_against_all(planted: Data) -> None:
+    assert "The intervals of 18 of 18 models lie above that of the twin." in more(planted)
+    (low,) = [r for r in planted["packing"] if r["model"] == "ladder/d064-rows-1"
+              and r["estimator"] == "reproducible"]  # fmt: skip
+    low |= {"value": 1.0, "per_dim": 1 / 64, "ci_low": 0.9, "ci_high": 1.1}
+    assert "The intervals of 17 of 18 models lie above" in more(planted)
+
+
+def test_models_of_one_k_are_compared_with_each_other(planted: Data) -> None:
+    assert "All dictionaries have one k, 8." in more(planted)
+    planted["arm"]["equal_k"] |= {
+        "least": 3, "most": 5, "k": 4, "n_models": 12, "spearman": -0.4, "p": 0.2,
+    }  # fmt: skip
+    assert (
+        "is 3 to 5, and a count may hang on k; among the 12 models with k 4 Spearman is −0.40"
+        in (more(planted))
+    )
+    planted["arm"]["equal_k"] |= {"spearman": None, "p": None}
+    assert "with k 4 there is no correlation to be had." in more(planted)
+
+
+def test_five_models_have_the_power_of_a_perfect_order(made: Callable[..., Data]) -> None:
+    kept = ["ladder/d064", *of_lever("projects")]
+    data = made(converged={n: 0.0 for n in arm_run.names() if n not in kept})
+    no_relation(data)
+    assert headline(data).endswith("; only a perfect order of so few models could have shown.")
+
+
+def test_figures_say_who_found_what_they_show(planted: Data) -> None:
+    planted["primary"]["found_by"] = "all 5 seeds"
+    for figure in all_figures(read_summary(planted)).values():
+        assert "found by all 5 seeds" in figure.subtitle
+        assert "found by all 5 seeds" in figure.alt
 
 
 def test_caveats_of_an_arm(planted: Data) -> None:
