@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -259,7 +260,7 @@ def _print_bands(row: dict[str, Any]) -> None:
 
 def _fit(args: argparse.Namespace) -> None:
     from interp.fits import fit_jointly
-    from interp.fixed_tokens import at_fixed_tokens
+    from interp.fixed_tokens import at_fixed_tokens, one_alpha
     from interp.loss_table import read_table
     from interp.progress import Progress
 
@@ -280,12 +281,23 @@ def _fit(args: argparse.Namespace) -> None:
 
         save(fit_figure(table.rows, fit.to_json()), args.figure)
     if args.json:
-        extra = {"at_fixed_tokens": [one.to_json() for one in budgets]} if budgets else {}
+        extra: dict[str, Any] = {}
+        if budgets:
+            extra["at_fixed_tokens"] = [one.to_json() for one in budgets]
+            extra["one_alpha"] = [
+                {"family": family, "dataset": dataset} | asdict(common)
+                for (family, dataset), common in one_alpha(table).items()
+            ]
         print_json(fit.to_json() | extra)
         return
     _print_fit(fit)
     if budgets:
         _print_budgets(budgets)
+        for (family, dataset), common in one_alpha(table).items():
+            print(
+                f"{family}, {dataset}: one alpha for all numbers of tokens, {common.alpha:.4f}; "
+                f"against one each, p {common.p:.2g} (F test, losses taken for independent)"
+            )
 
 
 def _print_fit(fit: JointFit) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -128,6 +128,40 @@ def fit_power_law(
         residual_sd=sd,
         reason=None if closed else f"alpha: {' and '.join(open_sides)} limit unbounded",
     )
+
+
+@dataclass(frozen=True)
+class CommonAlpha:
+    """One exponent for several groups of models that keep an A and a B each."""
+
+    alpha: float
+    p: float
+    """Of F: how often groups of one alpha would fit so much better with one each."""
+    freedom: int
+    """Degrees of freedom that the exponents of their own leave."""
+
+
+def common_alpha(
+    groups: Sequence[tuple[Float[np.ndarray, " model"], Float[np.ndarray, " model"]]],
+) -> CommonAlpha | None:
+    """(widths, losses) of each group, tested for one exponent by the F of nested least squares.
+
+    Groups of fewer than MIN_WIDTHS widths are left out; None where fewer than two are left, or
+    nothing remains to fit. Takes residuals for normal and independent, within and between groups.
+    """
+    curves = [
+        _Curve(np.asarray(m, dtype=float), np.asarray(y, dtype=float), np.ones(len(m)))
+        for m, y in groups
+        if len(np.unique(m)) >= MIN_WIDTHS
+    ]
+    own = sum(_minimise(curve.free)[1] for curve in curves)
+    if len(curves) < 2 or own <= 0:
+        return None
+    alpha, together = _minimise(lambda a: np.sum([curve.free(a) for curve in curves], axis=0))
+    freedom = sum(len(curve.y) - 3 for curve in curves)
+    more = len(curves) - 1
+    f = max(together - own, 0.0) / more / (own / freedom)
+    return CommonAlpha(alpha, float(stats.f.sf(f, more, freedom)), freedom)
 
 
 class _Curve:

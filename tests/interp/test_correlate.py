@@ -19,6 +19,7 @@ from interp.correlate import (
     spearman_exact,
     spearman_within,
 )
+from interp.kendall import order_test
 
 WIDTHS = np.array([32.0, 48, 64, 96, 128, 160, 192, 256])
 
@@ -229,6 +230,21 @@ def test_a_lever_that_moves_both_is_found_over_the_arm_and_not_within_levers():
     assert pooled / 400 > 0.9
     # 5% with 3 standard errors of 3.3 points.
     assert within / 400 < 0.083
+
+
+@pytest.mark.slow
+def test_false_positive_rates_of_the_arms_other_tests_over_ten_thousand_draws():
+    """Kendall over 14 models and the correlation within levers, under a lever that moves both:
+    5%, with 3 standard errors of .65 points."""
+    rng, gen = np.random.default_rng(1), generator()
+    shift = np.array([3.0] * 5 + [-3.0] * 4 + [0.0] * 3)
+    tau = within = 0
+    for _ in range(10_000):
+        tau += order_test(*rng.normal(size=(2, 14)), generator=gen)[0] <= 0.05
+        x, y = shift + rng.normal(size=(2, 12))
+        within += spearman_within(x, y, LEVERS, generator=gen, n_draws=999).p <= 0.05
+    assert tau / 10_000 == pytest.approx(0.05, abs=0.0066)
+    assert within / 10_000 == pytest.approx(0.05, abs=0.0066)
 
 
 def test_within_levers_does_not_leave_out_a_levers_own_dose():

@@ -159,6 +159,20 @@ def test_what_five_seeds_can_see(doubling: bool) -> None:
     assert moved / 200 > 0.86
 
 
+@pytest.mark.slow
+def test_false_alarms_of_one_lever_over_ten_thousand_draws() -> None:
+    """Each way to decide has its nominal rate, from both sides (3 standard errors .65 points): the
+    spread 5%, the trend what six values allow, 12 of 720 orders."""
+    rng = np.random.default_rng(1)
+    spread = trend = 0
+    for _ in range(10_000):
+        found = respond(rng.normal(size=6), rng.normal(size=2))
+        spread += bool(corrected([found])[0].moves)
+        trend += bool(corrected([replace(found, slope_per="doubling")])[0].moves)
+    assert spread / 10_000 == pytest.approx(0.05, abs=0.0066)
+    assert trend / 10_000 == pytest.approx(12 / 720, abs=0.0066)
+
+
 @pytest.mark.parametrize(
     "draw",
     [

@@ -10,10 +10,10 @@ import pytest
 
 from interp import cli
 from interp.fits import BRANCHES, POOLED, fit_jointly
-from interp.fixed_tokens import at_fixed_tokens
+from interp.fixed_tokens import at_fixed_tokens, one_alpha
 from interp.loss_table import read_table
 from interp.report.law_figure import fit_figure
-from interp.scaling import CAPTION
+from interp.scaling import CAPTION, common_alpha
 
 WIDTHS = (32, 48, 64, 96, 128, 192)
 HEADER = "family,dataset,model,d_model,train_tokens,loss\n"
@@ -54,6 +54,32 @@ def test_every_budget_has_its_own_exponent(budgets: Path) -> None:
         assert one.alpha.ci_high - one.alpha.ci_low < 0.2
 
 
+def test_exponents_that_differ_are_told_apart(budgets: Path) -> None:
+    assert set(one_alpha(read_table(budgets))) == {("own", "text")}
+    assert one_alpha(read_table(budgets))["own", "text"].p < 1e-4
+
+
+def test_one_exponent_comes_back_and_is_doubted_as_often_as_it_should() -> None:
+    """200 draws of three budgets with one alpha: p below .05 in 5% (3 standard errors 4.6 points),
+    and below .5 in half."""
+    rng = np.random.default_rng(0)
+    m = np.array(WIDTHS, dtype=float)
+    found = [
+        common_alpha([(m, 9 / m**0.6 + b + 0.01 * rng.normal(size=len(m))) for b in (2, 2.5, 3)])
+        for _ in range(200)
+    ]
+    assert np.median([one.alpha for one in found]) == pytest.approx(0.6, abs=0.03)
+    assert {one.freedom for one in found} == {9}
+    p = np.array([one.p for one in found])
+    assert np.mean(p <= 0.05) < 0.096
+    assert np.mean(p <= 0.5) == pytest.approx(0.5, abs=0.11)
+
+
+def test_one_budget_of_enough_widths_is_nothing_to_compare() -> None:
+    m = np.array(WIDTHS, dtype=float)
+    assert common_alpha([(m, 9 / m**0.6 + 2), (m[:3], 9 / m[:3] + 2)]) is None
+
+
 def test_a_budget_of_few_widths_has_no_exponent_and_says_why(tmp_path: Path) -> None:
     lines = [f"own,text,a{d},{d},2000000,{9 / d**0.5 + 2:.6f}" for d in WIDTHS]
     lines += [f"own,text,b{d},{d},1000000,{9 / d**0.5 + 3:.6f}" for d in WIDTHS[:3]]
@@ -92,10 +118,12 @@ def test_the_command_fits_tokens_where_they_vary(
     asked = answer("--form", "width")
     assert asked["form"] == "width"
     assert [b["train_tokens"] for b in asked["at_fixed_tokens"]] == [1e6, 2e6, 4e6]
+    assert [(b["family"], b["dataset"]) for b in asked["one_alpha"]] == [("own", "text")]
     assert cli.main(["fit", str(budgets), "--bootstrap", "0"]) == 0
     shown = capsys.readouterr().out
     assert "each budget by itself" in shown
     assert "1,000,000" in shown
+    assert "own, text: one alpha for all numbers of tokens, 0." in shown
 
 
 def test_residuals_are_told_apart_by_tokens(budgets: Path) -> None:

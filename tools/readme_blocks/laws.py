@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from interp import ladder
 from interp.loss_table import read_table
 
 
@@ -27,9 +30,9 @@ def fixed_tokens(root: Path) -> str:
     ]
     alpha, b = fit["alpha"], fit["terms"]["b"]
     return "\n".join(lines) + (
-        f"\n\n{_whether_they_differ(budgets)} Together, {fit['law']}: alpha "
+        f"\n\n{_whether_they_differ(fit['one_alpha'][0])} Together, {fit['law']}: alpha "
         f"{alpha['value']:.2f} {_interval(alpha)}, b {b['value']:.2f} {_interval(b)}, residual sd "
-        f"{fit['residual_sd']:.3f} nats. {_saved()}\n\n"
+        f"{fit['residual_sd']:.3f} nats{_at_bound(fit)}. {_saved()}\n\n"
         "![The joint fit of width and tokens, with its residuals](ladder_fit/tokens.png)\n\n"
         "`interp fit ladder-tokens --figure results/ladder_fit/tokens.png --json > "
         "results/ladder_fit/tokens.json`; each width was trained once at each number of tokens, "
@@ -37,16 +40,26 @@ def fixed_tokens(root: Path) -> str:
     )
 
 
-def _whether_they_differ(budgets: list[dict[str, Any]]) -> str:
-    known = [
-        b["alpha"] for b in budgets if None not in (b["alpha"]["ci_low"], b["alpha"]["ci_high"])
+def _whether_they_differ(common: dict[str, Any]) -> str:
+    shown = common["p"] <= 0.05
+    told = "differ beyond chance" if shown else "cannot be told apart"
+    return (
+        f"The exponents {told} (one for all of them, {common['alpha']:.2f}, against one each: "
+        f"p {common['p']:.2g}, F test, losses taken for independent)."
+    )
+
+
+def _at_bound(fit: dict[str, Any]) -> str:
+    """What tells that a law does not describe its losses."""
+    seeds = [
+        record["held_out_projects_nats_per_token"]
+        for record in map(ladder.record, ["ladder/d064", *ladder.arm_names()])
+        if (record.get("lever") or {"name": "seed"})["name"] == "seed"
     ]
-    if len(known) < len(budgets):
-        return "Not every exponent has an interval that is closed."
-    apart = max(a["ci_low"] for a in known) > min(a["ci_high"] for a in known)
-    if apart:
-        return "The exponents differ: not all of their intervals overlap."
-    return "The intervals of all exponents overlap: these models cannot tell them apart."
+    text = f", where {len(seeds)} seeds of one recipe have {np.std(seeds, ddof=1):.3f}"
+    if any(b["value"] == 0 for b in fit["B"]):
+        text += "; its offset B is at its bound, 0"
+    return text
 
 
 def _saved() -> str:
