@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from interp import ladder
 from interp.fits import fit_jointly
-from interp.fixed_tokens import at_fixed_tokens
+from interp.fixed_tokens import at_fixed_tokens, one_alpha
 from interp.forecast import forecast_largest
 from interp.loss_table import read_table
 
@@ -69,10 +70,8 @@ def test_fits_and_forecasts_are_made_again(folder: str, source: str | None, n_la
 
 
 def test_the_fit_of_width_and_tokens_is_made_again() -> None:
-    file = RESULTS / "ladder_fit" / "tokens.json"
-    if not file.exists():
-        pytest.skip("the losses after fewer tokens are not all there yet")
-    fit, table = json.loads(file.read_text()), read_table("ladder-tokens")
+    fit, table = committed("ladder_fit/tokens.json"), read_table("ladder-tokens")
+    assert len(table.rows) == 3 * len(ladder.names())
     again = fit_jointly(table, "data", n_bootstrap=0).to_json()
     assert again["n_losses"] == fit["n_losses"]
     for name in ("A", "alpha"):
@@ -85,3 +84,5 @@ def test_the_fit_of_width_and_tokens_is_made_again() -> None:
     for one, before in zip(budgets, fit["at_fixed_tokens"], strict=True):
         for key in ("value", "ci_low", "ci_high"):
             assert one["alpha"][key] == pytest.approx(before["alpha"][key], rel=1e-3)
+    [common] = one_alpha(table).values()
+    assert common.p == pytest.approx(fit["one_alpha"][0]["p"], rel=1e-3)
