@@ -2,16 +2,10 @@
 
 from collections.abc import Sequence
 
+from interp.report.arm_records import Arm, Secondary
 from interp.report.contrast import Verdict, contrast
-from interp.report.records import (
-    Arm,
-    Control,
-    Correlation,
-    Interval,
-    PackingRow,
-    Secondary,
-    Summary,
-)
+from interp.report.interval import Interval
+from interp.report.records import Control, Correlation, PackingRow, Summary
 from interp.report.wording import in_prose, known_values, listed, plural, significant, span
 
 ALPHA = 0.05

@@ -7,11 +7,12 @@ import altair as alt
 
 from interp.report import marks
 from interp.report.arm_answering import OUTCOMES, lever_name
+from interp.report.arm_records import Arm
 from interp.report.arm_tables import lever_value
 from interp.report.marks import Figure, Row
 from interp.report.multiples import side_by_side
 from interp.report.placing import place
-from interp.report.records import Arm, ModelRecord, PackingRow
+from interp.report.records import ModelRecord, PackingRow
 from interp.report.theme import LEVER_SHAPES, LEVERS
 from interp.report.wording import listed, significant, with_interval
 

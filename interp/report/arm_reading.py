@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from interp.report.arm_records import Arm, Effect, EqualK, Response, Secondary
+from interp.report.interval import Interval
 from interp.report.json_values import interval, number, whole_number
-from interp.report.records import Arm, Effect, EqualK, Interval, Response, Secondary
 
 
 def read_arm(data: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> Arm:

@@ -1,7 +1,7 @@
 """The tables of the constant-width arm: levers, other counts, and what goes through packing."""
 
 from interp.report.arm_answering import OUTCOMES, lever_name
-from interp.report.records import Arm
+from interp.report.arm_records import Arm
 from interp.report.tables import Table
 from interp.report.wording import at_its_width, percent, significant, verdict, whole, with_interval
 

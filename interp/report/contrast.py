@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-from interp.report.records import Interval, PackingRow
+from interp.report.interval import Interval
+from interp.report.records import PackingRow
 
 
 class Verdict(Enum):

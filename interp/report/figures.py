@@ -9,10 +9,11 @@ from interp.report import marks
 from interp.report.arm_figures import arm_against_loss, dose_response
 from interp.report.exponent import exponent_interval, exponent_lines
 from interp.report.heat_map import heat_map
+from interp.report.interval import Interval
 from interp.report.marks import Figure
 from interp.report.overlap_figure import overlap_against_width
 from interp.report.profiles import by_depth, by_dictionary_size
-from interp.report.records import Exponent, Interval, ModelRecord, PackingRow, Scaling, Summary
+from interp.report.records import Exponent, ModelRecord, PackingRow, Scaling, Summary
 from interp.report.strictness_figure import count_against_strictness
 from interp.report.theme import KINDS
 from interp.report.wording import hollow, listed, plural, significant, with_interval

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from interp.report.records import Interval
+from interp.report.interval import Interval
 
 
 def interval(record: Mapping[str, Any], key: str | None = None) -> Interval:

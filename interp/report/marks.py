@@ -11,7 +11,8 @@ from typing import Any
 
 import altair as alt
 
-from interp.report.records import Interval, PackingRow
+from interp.report.interval import Interval
+from interp.report.records import PackingRow
 from interp.report.theme import KINDS, SHAPES
 from interp.report.wording import with_interval
 

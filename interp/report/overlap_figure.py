@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import altair as alt
 
 from interp.report import marks, panels
+from interp.report.interval import Interval
 from interp.report.marks import Figure, Row
-from interp.report.records import DictionaryOverlap, HeadOverlap, Interval, Overlaps
+from interp.report.overlap_records import DictionaryOverlap, HeadOverlap, Overlaps
 from interp.report.theme import KINDS
 from interp.report.wording import significant, with_interval
 

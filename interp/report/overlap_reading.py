@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from interp.report.json_values import interval, number, whole_number
-from interp.report.records import DictionaryOverlap, HeadOverlap, Overlaps
+from interp.report.overlap_records import DictionaryOverlap, HeadOverlap, Overlaps
 
 
 def read_overlaps(record: Mapping[str, Any]) -> Overlaps:

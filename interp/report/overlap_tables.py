@@ -1,6 +1,6 @@
 """The tables of overlaps: dictionaries with their controls, and output heads."""
 
-from interp.report.records import Overlaps
+from interp.report.overlap_records import Overlaps
 from interp.report.tables import Table, folded, models_first
 from interp.report.wording import ABSENT, CONTROLS, significant, whole, with_interval
 

@@ -11,13 +11,13 @@ import pandas as pd
 from interp.errors import UserError
 from interp.report.arm_reading import read_arm
 from interp.report.class_reading import read_strictness, read_token_identity
+from interp.report.interval import Interval
 from interp.report.json_values import interval, number, whole_number
 from interp.report.overlap_reading import read_overlaps
 from interp.report.records import (
     Control,
     Correlation,
     Exponent,
-    Interval,
     Lever,
     Mixed,
     ModelRecord,

@@ -5,8 +5,12 @@ A missing piece is None (or empty), never a guess. `reading.py` makes them from 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from interp.report.arm_records import Arm
+from interp.report.interval import UNKNOWN, Interval
+from interp.report.overlap_records import Overlaps
 
 ARM = "constant_width"
 TWO_SEEDS = "two seeds or more"
@@ -15,22 +19,6 @@ FULL = 0.85
 """Share of a dictionary: counts are censored from .9 on, and then lose what chance gives."""
 NO_CHANGE_PER_DIM = 0.05
 """Features per dimension that a count may change by and count as steady."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A number with its 95% interval; any of the three may be unknown."""
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-    def over(self, d: float | None) -> "Interval":
-        """The same per dimension: every part divided by `d`."""
-        if not d:
-            return Interval()
-        parts = (self.value, self.low, self.high)
-        return Interval(*(None if part is None else part / d for part in parts))
 
 
 @dataclass(frozen=True)
@@ -236,8 +224,8 @@ class PackingRow:
 class Exponent:
     """N ~ d_model^beta over the models that count; `reason` says why there is none."""
 
-    beta: Interval = Interval()
-    twin: Interval = Interval()
+    beta: Interval = UNKNOWN
+    twin: Interval = UNKNOWN
     n_models: int | None = None
     reason: str | None = None
     twin_reason: str | None = None
@@ -247,9 +235,9 @@ class Exponent:
 class Scaling:
     """L = A / d_model^alpha + B, in the models' `loss_unit`."""
 
-    A: Interval = Interval()
-    alpha: Interval = Interval()
-    B: Interval = Interval()
+    A: Interval = UNKNOWN
+    alpha: Interval = UNKNOWN
+    B: Interval = UNKNOWN
     n_models: int | None = None
     identified: bool | None = None
     caption: str = ""
@@ -280,11 +268,11 @@ class Correlation:
     p_exact: float | None
     partial_spearman_given_d_model: float | None
     reason: str | None
-    kendall: Interval = Interval()
+    kendall: Interval = UNKNOWN
     kendall_p: float | None = None
     within_levers: float | None = None
     p_within_levers: float | None = None
-    slope: Interval = Interval()
+    slope: Interval = UNKNOWN
     """Loss per feature per dimension."""
 
 
@@ -296,151 +284,6 @@ class Mixed:
     p: float | None
     n_models: int | None
     n_families: int | None
-
-
-@dataclass(frozen=True)
-class Response:
-    """One outcome of the arm against one lever."""
-
-    lever: str
-    outcome: str
-    n_models: int | None
-    tau: float | None
-    p_trend: float | None
-    slope: Interval
-    slope_per: str
-    spread_over_seeds: float | None
-    p_spread: float | None
-    decided_by: str | None
-    p_holm: float | None
-    moves: bool | None
-    reason: str | None
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What a lever at its furthest value on one side does, in all and by way of packing."""
-
-    lever: str
-    side: str
-    value: float | None
-    on_packing: float | None
-    total: float | None
-    direct: float | None
-    indirect: Interval
-
-
-@dataclass(frozen=True)
-class Secondary:
-    """Another count against the loss, corrected for all of them."""
-
-    estimator: str
-    about: str
-    layer_fraction: float | None
-    d_sae: float | None
-    n_models: int | None
-    spearman: Interval
-    p: float | None
-    p_holm: float | None
-    reason: str | None
-
-
-@dataclass(frozen=True)
-class EqualK:
-    """The arm's primary test among the models whose dictionaries have the most frequent k."""
-
-    least: int
-    """Of the k of all models that count."""
-    most: int
-    k: int
-    n_models: int
-    spearman: float | None
-    p: float | None
-
-
-@dataclass(frozen=True)
-class Arm:
-    """Models of one width in which training was varied; the primary test is a `Correlation`."""
-
-    d_model: int | None
-    n_models: int
-    n_usable: int
-    n_seeds: int | None
-    measurement_share: float | None
-    base_values: Mapping[str, float]
-    responses: tuple[Response, ...]
-    loss_per_packing: Interval
-    effects: tuple[Effect, ...]
-    assumptions: str
-    mediation_reason: str | None
-    detectable_rho: float | None
-    leave_one_out: tuple[float, float] | None
-    """Least and greatest rho with one model left out."""
-    without_block: Mapping[str, float | None]
-    secondary: tuple[Secondary, ...]
-    equal_k: EqualK | None
-
-    def moving(self, outcome: str) -> list[str]:
-        """The levers that moved an outcome beyond chance."""
-        return self._levers(outcome, True)
-
-    def still(self, outcome: str) -> list[str]:
-        """The levers that were tested and did not."""
-        return self._levers(outcome, False)
-
-    def untested(self, outcome: str) -> list[str]:
-        """The levers along which nothing could be tested."""
-        return self._levers(outcome, None)
-
-    def _levers(self, outcome: str, moves: bool | None) -> list[str]:
-        return [r.lever for r in self.responses if r.outcome == outcome and r.moves is moves]
-
-
-@dataclass(frozen=True)
-class DictionaryOverlap:
-    """How the decoder rows of one group of seeds overlap: mean squared cosines over pairs."""
-
-    model: str
-    control: str
-    hook_point: str
-    about: str
-    headline: bool
-    """Of the layer and stream that the headline counts on."""
-    d_model: int
-    d_sae: int
-    k: int | None
-    n_seeds: int | None
-    overlap: Interval
-    centred: Interval
-    """The mean row removed."""
-    capacity: Interval
-    """Summed over the rows: at most d_model."""
-    welch_floor: float | None
-    random_mean: float | None
-
-
-@dataclass(frozen=True)
-class HeadOverlap:
-    """The same of the rows of one output head; no number of it is known where `reason` is."""
-
-    model: str
-    n: int | None
-    d_model: int | None
-    overlap: float | None
-    centred: float | None
-    top_removed: float | None
-    """The mean row and the leading principal components removed."""
-    welch_floor: float | None
-    random_mean: float | None
-    reason: str | None
-
-
-@dataclass(frozen=True)
-class Overlaps:
-    """How directions lie to each other in a run; both are empty in runs that did not look."""
-
-    dictionaries: tuple[DictionaryOverlap, ...] = ()
-    heads: tuple[HeadOverlap, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -463,7 +306,7 @@ class Summary:
     mixed: Mixed | None = None
     """None where it was refused."""
     arm: Arm | None = None
-    overlaps: Overlaps = Overlaps()
+    overlaps: Overlaps = field(default_factory=Overlaps)
 
     @property
     def primary_rows(self) -> tuple[PackingRow, ...]:

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from interp.report.contrast import contrast
-from interp.report.records import Interval, PackingRow, Summary
+from interp.report.interval import Interval
+from interp.report.records import PackingRow, Summary
 from interp.report.wording import (
     CONTROLS,
     at_its_width,

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from interp.report.records import Interval, PackingRow
+from interp.report.interval import Interval
+from interp.report.records import PackingRow
 
 ABSENT = "–"
 SUBLAYERS = {"hook_attn_out": "what attention adds", "hook_mlp_out": "what the MLP adds"}

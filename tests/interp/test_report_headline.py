@@ -14,9 +14,10 @@ from interp.report.answering import answer, reading_of
 from interp.report.caveats import SAID_HERE, caveats, remaining_warnings
 from interp.report.contrast import Verdict, contrast
 from interp.report.figures import all_figures
+from interp.report.interval import Interval
 from interp.report.objections import objections
 from interp.report.reading import read_summary
-from interp.report.records import Exponent, Interval
+from interp.report.records import Exponent
 
 Data = dict[str, Any]
 

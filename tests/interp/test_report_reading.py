@@ -7,8 +7,8 @@ import pytest
 import report_run
 
 from interp.errors import UserError
+from interp.report.interval import Interval
 from interp.report.reading import interval, number, read_run, read_summary
-from interp.report.records import Interval
 
 
 def test_intervals_are_per_dimension_of_the_row_s_own_model() -> None:

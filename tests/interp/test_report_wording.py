@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.report.records import Interval
+from interp.report.interval import Interval
 from interp.report.wording import (
     at_its_width,
     duration,
