@@ -260,8 +260,9 @@ def _print_bands(row: dict[str, Any]) -> None:
 
 def _fit(args: argparse.Namespace) -> None:
     from interp.fits import fit_jointly
-    from interp.fixed_tokens import at_fixed_tokens, one_alpha
+    from interp.fixed_tokens import at_fixed_tokens
     from interp.loss_table import read_table
+    from interp.one_alpha import one_alpha
     from interp.progress import Progress
 
     _check_figure(args.figure)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from interp.loss_table import LossTable
-from interp.scaling import CommonAlpha, Parameter, common_alpha, fit_power_law
+from interp.scaling import Parameter, fit_power_law
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,22 @@ def at_fixed_tokens(table: LossTable) -> tuple[AtTokens, ...]:
     (`scaling.fit_power_law`; its source holds here too). Losses of a width that branch off one run
     share what is particular to it, so exponents at several budgets are no independent draws.
     """
+    if not table.varies_tokens:
+        return ()
     found = []
-    for (family, dataset), budgets in _budgets(table).items():
-        for n_tokens, (widths, losses) in budgets.items():
-            fit = fit_power_law(widths, losses)
+    for family, dataset in table.groups:
+        rows = table.rows
+        rows = rows[(rows["family"] == family) & (rows["dataset"] == dataset)]
+        if not rows.groupby("d_model")["train_tokens"].nunique().gt(1).any():
+            continue
+        for n_tokens, some in rows.groupby("train_tokens", sort=True):
+            fit = fit_power_law(some["d_model"].to_numpy(), some["loss"].to_numpy())
             found.append(
                 AtTokens(
                     family,
                     dataset,
-                    n_tokens,
-                    len(widths),
+                    float(np.asarray(n_tokens)),
+                    len(some),
                     fit.alpha,
                     fit.B,
                     fit.identified,
@@ -56,32 +62,3 @@ def at_fixed_tokens(table: LossTable) -> tuple[AtTokens, ...]:
                 )
             )
     return tuple(found)
-
-
-def one_alpha(table: LossTable) -> dict[tuple[str, str], CommonAlpha]:
-    """By family and data set: the exponent that all numbers of tokens share, and whether they do.
-
-    The test takes losses for independent, which those that branch off one run are not.
-    """
-    found = {
-        group: common_alpha(list(budgets.values())) for group, budgets in _budgets(table).items()
-    }
-    return {group: fit for group, fit in found.items() if fit is not None}
-
-
-def _budgets(
-    table: LossTable,
-) -> dict[tuple[str, str], dict[float, tuple[np.ndarray, np.ndarray]]]:
-    """(family, data set) -> tokens, the fewest first -> widths and losses."""
-    if not table.varies_tokens:
-        return {}
-    found = {}
-    for group in table.groups:
-        rows = table.rows
-        rows = rows[(rows["family"] == group[0]) & (rows["dataset"] == group[1])]
-        if rows.groupby("d_model")["train_tokens"].nunique().gt(1).any():
-            found[group] = {
-                float(np.asarray(n)): (some["d_model"].to_numpy(), some["loss"].to_numpy())
-                for n, some in rows.groupby("train_tokens", sort=True)
-            }
-    return found

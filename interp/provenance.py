@@ -78,6 +78,7 @@ AFTERWARDS = {
     "mediation.py",
     "merge.py",
     "mixed_model.py",
+    "one_alpha.py",
     "overlaps.py",
     "packing_gain.py",
     "permutation.py",

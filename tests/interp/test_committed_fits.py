@@ -14,9 +14,10 @@ import pytest
 
 from interp import ladder
 from interp.fits import fit_jointly
-from interp.fixed_tokens import at_fixed_tokens, one_alpha
+from interp.fixed_tokens import at_fixed_tokens
 from interp.forecast import forecast_largest
 from interp.loss_table import read_table
+from interp.one_alpha import one_alpha
 
 RESULTS = Path(__file__).parents[2] / "results"
 

@@ -10,8 +10,9 @@ import pytest
 
 from interp import cli
 from interp.fits import BRANCHES, POOLED, fit_jointly
-from interp.fixed_tokens import at_fixed_tokens, one_alpha
+from interp.fixed_tokens import at_fixed_tokens
 from interp.loss_table import read_table
+from interp.one_alpha import one_alpha
 from interp.report.law_figure import fit_figure
 from interp.scaling import CAPTION, common_alpha
 
