@@ -15,6 +15,12 @@ SHAPE_BOUNDS = (0.25, 4.0)
 """Range of b: below, the curve has no visible ceiling in any range; above, it is a step."""
 REACHED = 0.98
 """Share of N from which a count is at the ceiling. Where most counts are, they say nothing of b."""
+STEADY = 0.05
+"""Largest change of counts at one level when D doubles, as a share of them."""
+SLACK_PER_DIM = 0.05
+"""Features per dimension that pass as no change, whatever their share."""
+ROOM = 0.85
+"""Share of a dictionary that a count at a level may take: beyond, it may be held down by D."""
 FARTHEST = 1e4
 """N is sought up to this many times the largest count, where the curve is its limit c D^b."""
 LM_STEPS = 60
@@ -44,7 +50,15 @@ def saturation(
     censored at that D) and ci_high None.
     SCIENCE section 4, e.
 
-    Raises InsufficientData (with that lower bound) below MIN_SIZES distinct sizes with counts.
+    Where the curve is refused, for want of sizes too, the counts may have stopped growing all the
+    same: if two or more of the largest dictionaries hold one count (from each to the next it
+    changes by less than STEADY per doubling of D, or by SLACK_PER_DIM, no count takes more than
+    ROOM of its dictionary, and growth by twice STEADY per doubling is excluded at 95%), then N is
+    their mean. Its error is that of one count, as sizes share their data, and the spread between
+    them.
+
+    Raises InsufficientData (with that lower bound) below MIN_SIZES distinct sizes with counts,
+    unless the largest are at a level.
     """
     D, S, se = (np.asarray(a, dtype=float) for a in (sizes, counts, standard_errors))
     if not len(D) == len(S) == len(se) or not np.isfinite([*D, *S, *se]).all() or (se < 0).any():
@@ -67,12 +81,34 @@ def saturation(
         censored=True,
     )
     n_sizes = len(np.unique(D[usable]))
-    if n_sizes < MIN_SIZES:
+    level = _level(D[usable], S[usable], se[usable], d_in)
+    if n_sizes < MIN_SIZES and level is None:
         reason = f"{n_sizes} dictionary sizes with counts; saturation needs {MIN_SIZES}"
         raise InsufficientData(replace(bound, reason=reason))
 
     D, S, errors = D[usable], S[usable], errors[usable]
     d_largest = int(D.max())
+
+    def identified(value: float, low: float, high: float) -> Estimate:
+        return replace(
+            bound,
+            value=value,
+            per_dim=value / d_in,
+            ci_low=low,
+            ci_high=high,
+            d_sae=d_largest,
+            identified=True,
+            censored=False,
+        )
+
+    def without_a_curve(reason: str) -> Estimate:
+        if level is None:
+            return replace(bound, reason=f"{reason} (censored at D={d_largest})")
+        value, half = level[0], float(stats.norm.ppf(0.975)) * level[1]
+        return identified(value, max(value - half, 0.0), value + half)
+
+    if n_sizes < MIN_SIZES:
+        return without_a_curve("")
 
     def chi2_at(log_n: float) -> float:
         return float(_best_chi2(D, S, errors, np.exp([log_n]))[0][0])
@@ -91,25 +127,40 @@ def saturation(
     above = [x for x, c in zip(grid, profile, strict=True) if x > log_n and c - least > allowed]
     below = [x for x, c in zip(grid, profile, strict=True) if x < log_n and c - least > allowed]
     if profile[-1] - least <= allowed:
-        reason = (
-            f"upper limit unbounded: at least the largest S_>=2 seen (censored at D={d_largest})"
-        )
-        return replace(bound, reason=reason)
+        return without_a_curve("upper limit unbounded: at least the largest S_>=2 seen")
     shape = float(_best_chi2(D, S, errors, np.exp([log_n]))[1][0])
     if shape < SHAPE_BOUNDS[0] * 1.001 and np.median(S) < REACHED * np.exp(log_n):
-        reason = f"shape b at its lower bound {SHAPE_BOUNDS[0]}: no visible ceiling"
-        return replace(bound, reason=f"{reason} (censored at D={d_largest})")
-    value = float(np.exp(log_n))
-    return replace(
-        bound,
-        value=value,
-        per_dim=value / d_in,
-        ci_low=float(np.exp(optimize.brentq(excess, below[-1], log_n))) if below else 0.0,
-        ci_high=float(np.exp(optimize.brentq(excess, log_n, above[0]))),
-        d_sae=d_largest,
-        identified=True,
-        censored=False,
+        return without_a_curve(f"shape b at its lower bound {SHAPE_BOUNDS[0]}: no visible ceiling")
+    return identified(
+        float(np.exp(log_n)),
+        float(np.exp(optimize.brentq(excess, below[-1], log_n))) if below else 0.0,
+        float(np.exp(optimize.brentq(excess, log_n, above[0]))),
     )
+
+
+def _level(D: np.ndarray, S: np.ndarray, se: np.ndarray, d_in: int) -> tuple[float, float] | None:
+    """Mean and error of the counts at the end that are at one level; None where they may still
+    move, or are too uncertain to tell."""
+    order = np.argsort(D)
+    D, S, se = D[order], S[order], se[order]
+    steps = np.abs(np.diff(S))
+    doublings = np.log2(D[1:] / D[:-1])
+    small = steps <= np.maximum(STEADY * doublings * S[:-1], SLACK_PER_DIM * d_in)
+    still = small & (doublings > 0) & (S[1:] <= ROOM * D[1:]) & (S[:-1] <= ROOM * D[:-1])
+    first = len(S) - 1
+    while first > 0 and still[first - 1]:
+        first -= 1
+    if first >= len(S) - 1:
+        return None
+    level, x = S[first:], np.log2(D[first:])
+    value, x = float(level.mean()), x - x.mean()
+    growth = float(x @ level / (x @ x)) / value
+    # Half a latent at least, as for the curve.
+    error = max(float(np.sqrt(np.mean(se[first:] ** 2))), 0.5)
+    of_growth = error / value / float(np.sqrt(x @ x))
+    if abs(growth) + float(stats.norm.ppf(0.95)) * of_growth > 2 * STEADY:
+        return None
+    return value, float(np.hypot(error, level.std(ddof=1)))
 
 
 def _best_chi2(

@@ -511,6 +511,70 @@ def test_three_sizes_are_refused_with_the_bound():
         saturation(SIZES, counts, counts, d_in=32)
 
 
+def test_counts_that_stopped_growing_need_no_curve() -> None:
+    """Two sizes are enough; the error is that of one count and the spread between them."""
+    found = saturation(
+        np.array([384.0, 512.0]), np.array([260.0, 256]), np.array([2.0, 1]), d_in=32
+    )
+    assert found.identified
+    assert not found.censored
+    assert (found.value, found.d_sae, found.per_dim) == (258, 512, 258 / 32)
+    half = 1.959964 * math.hypot(math.sqrt(2.5), math.sqrt(8))
+    assert (found.ci_low, found.ci_high) == pytest.approx((258 - half, 258 + half))
+    # What came before, in whatever order: a smaller dictionary was full.
+    longer = saturation(
+        np.array([512.0, 64, 384]), np.array([256.0, 60, 260]), np.array([1.0, 2, 2]), d_in=32
+    )
+    assert (longer.value, longer.ci_low) == (found.value, found.ci_low)
+
+
+@pytest.mark.parametrize(
+    ("counts", "errors"),
+    [
+        ([240, 248], 1.0),  # 3% in a third: 8% per doubling
+        ([258, 258], 12.0),  # level, and 10% more per doubling could not have been seen
+        ([380, 384], 1.0),  # no room at the first
+        ([150, 251, 238], 1.0),  # falling
+    ],
+)
+def test_counts_that_may_still_move_are_at_no_level(counts: list[float], errors: float) -> None:
+    sizes = np.array([192.0, 384, 512])[-len(counts) :]
+    with pytest.raises(InsufficientData, match="saturation needs 4"):
+        saturation(sizes, np.array(counts, dtype=float), np.full(len(counts), errors), d_in=32)
+
+
+@pytest.mark.parametrize(("power", "most"), [(0.1, 0.15), (0.2, 0.01)])
+def test_slow_growth_is_rarely_taken_for_a_level(power: float, most: float) -> None:
+    """Counts ~ D^power have no ceiling: 7% and 15% more per doubling, errors of 2%, 300 draws."""
+    D, rng = 32.0 * np.array([1, 2, 3, 4, 6, 8]), np.random.default_rng(0)
+    truth = 50 * (D / 32) ** power
+    found = 0
+    for _ in range(300):
+        counts = truth * np.exp(0.02 * rng.normal(size=6))
+        try:  # without the smallest, so that a curve is refused and a level is all there is
+            found += saturation(D[-3:], counts[-3:], 0.02 * truth[-3:], d_in=32).identified
+        except InsufficientData:
+            continue
+    assert found / 300 < most
+
+
+def test_levels_cover() -> None:
+    """200 draws of counts about 100 at three sizes, errors of 1.5%, which is less than half a
+    slack: nearly all are at a level, and 95% of the intervals cover, less 3 standard errors."""
+    rng = np.random.default_rng(1)
+    D = np.array([192.0, 256, 384])
+    known, covered = 0, 0
+    for _ in range(200):
+        try:
+            one = saturation(D, 100 * np.exp(0.015 * rng.normal(size=3)), np.full(3, 1.5), d_in=32)
+        except InsufficientData:
+            continue
+        known += 1
+        covered += one.ci_low <= 100 <= one.ci_high
+    assert known > 130
+    assert covered / known > 0.9
+
+
 def test_counts_at_the_ceiling_identify_it() -> None:
     """They say nothing of the shape, which may then be anything; a slow rise stays refused."""
     D = np.array([64.0, 96.0, 128.0, 192.0, 256.0])
