@@ -72,6 +72,7 @@ def make(
         # No more than run at once: what is queued would have to be cancelled.
         left = iter(jobs)
         running: dict[Future[None], Job] = {}
+        ended = False
         try:
             for job in islice(left, n_processes):
                 running[submit(job)] = job
@@ -82,13 +83,14 @@ def make(
                     if (after := next(left, None)) is not None:
                         running[submit(after)] = after
                     yield done
+            ended = True
         except BrokenProcessPool:
             raise UserError(
                 "a process of the calibration was killed, perhaps for memory; run the same line "
                 "again to go on, with fewer --processes if it happens again"
             ) from None
         finally:
-            if running:
+            if not ended:
                 for process in multiprocessing.active_children():
                     process.terminate()
 

@@ -261,17 +261,21 @@ def _print_bands(row: dict[str, Any]) -> None:
 def _fit(args: argparse.Namespace) -> None:
     from interp.fits import fit_jointly
     from interp.fixed_tokens import at_fixed_tokens
+    from interp.laws import possible_forms
     from interp.loss_table import read_table
     from interp.one_alpha import one_alpha
     from interp.progress import Progress
 
     _check_figure(args.figure)
     table = read_table(args.table)
-    budgets = at_fixed_tokens(table)
+    budgets = [one for one in at_fixed_tokens(table) if one.B.value is not None]
+    if len(budgets) < 2:  # nothing to set beside each other
+        budgets = []
+    possible = possible_forms(table, data_exponent=args.data_exponent)
     progress = Progress(1.0)
     fit = fit_jointly(
         table,
-        args.form or ("data" if budgets else "width"),
+        args.form or ("data" if budgets and "data" in possible else "width"),
         data_exponent=args.data_exponent,
         n_bootstrap=args.bootstrap,
         heartbeat=lambda share: progress.at("fitting", share),

@@ -235,10 +235,11 @@ class Arm:
 
         Each model has the k that brings it to the FVU asked for, on which a count may hang.
         """
-        ks = [r["k"] for r in self.rows]
-        if not ks:
+        ks = [r["k"] for r in self.rows if r["k"] is not None]
+        if not ks:  # N by saturation draws on dictionaries of several k
+            reason = "no count may be used" if not self.rows else "counts of no one k"
             return {"least": None, "most": None, "k": None, "n_models": 0, "spearman": None,
-                    "p": None, "reason": "no count may be used"}  # fmt: skip
+                    "p": None, "reason": reason}  # fmt: skip
         usual = max(sorted(set(ks)), key=ks.count)
         rows = [r for r in self.rows if r["k"] == usual]
         found = spearman(_per_dim(rows), self._losses(rows), generator=self.generator)

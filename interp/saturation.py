@@ -16,7 +16,7 @@ SHAPE_BOUNDS = (0.25, 4.0)
 REACHED = 0.98
 """Share of N from which a count is at the ceiling. Where most counts are, they say nothing of b."""
 STEADY = 0.05
-"""Largest change of counts at one level when D doubles, as a share of them."""
+"""Largest difference between counts at one level, as a share of the last of them."""
 SLACK_PER_DIM = 0.05
 """Features per dimension that pass as no change, whatever their share."""
 ROOM = 0.85
@@ -51,11 +51,13 @@ def saturation(
     SCIENCE section 4, e.
 
     Where the curve is refused, for want of sizes too, the counts may have stopped growing all the
-    same: if two or more of the largest dictionaries hold one count (from each to the next it
-    changes by less than STEADY per doubling of D, or by SLACK_PER_DIM, no count takes more than
-    ROOM of its dictionary, and growth by twice STEADY per doubling is excluded at 95%), then N is
-    their mean. Its error is that of one count, as sizes share their data, and the spread between
-    them.
+    same. If two or more of the largest dictionaries hold one count, N is their mean: counts that
+    differ from the last by no more than STEADY of it, or by SLACK_PER_DIM; that take no more than
+    ROOM of their dictionaries; that do not grow with D beyond chance (95%, one-sided), where growth
+    by twice STEADY per doubling is excluded (95%, two-sided); and that lie below no smaller
+    dictionary's beyond its error. The interval has the error of one count, as sizes share their
+    data, the spread between them, and above it the growth over one more doubling that is not
+    excluded. It is meant for counts that have stopped; where they still creep up it is too low.
 
     Raises InsufficientData (with that lower bound) below MIN_SIZES distinct sizes with counts,
     unless the largest are at a level.
@@ -81,7 +83,7 @@ def saturation(
         censored=True,
     )
     n_sizes = len(np.unique(D[usable]))
-    level = _level(D[usable], S[usable], se[usable], d_in)
+    level = _level(D, S, se, d_in)
     if n_sizes < MIN_SIZES and level is None:
         reason = f"{n_sizes} dictionary sizes with counts; saturation needs {MIN_SIZES}"
         raise InsufficientData(replace(bound, reason=reason))
@@ -104,8 +106,7 @@ def saturation(
     def without_a_curve(reason: str) -> Estimate:
         if level is None:
             return replace(bound, reason=f"{reason} (censored at D={d_largest})")
-        value, half = level[0], float(stats.norm.ppf(0.975)) * level[1]
-        return identified(value, max(value - half, 0.0), value + half)
+        return identified(*level)
 
     if n_sizes < MIN_SIZES:
         return without_a_curve("")
@@ -138,29 +139,38 @@ def saturation(
     )
 
 
-def _level(D: np.ndarray, S: np.ndarray, se: np.ndarray, d_in: int) -> tuple[float, float] | None:
-    """Mean and error of the counts at the end that are at one level; None where they may still
-    move, or are too uncertain to tell."""
+def _level(
+    D: np.ndarray, S: np.ndarray, se: np.ndarray, d_in: int
+) -> tuple[float, float, float] | None:
+    """Mean of the counts at the end that are at one level, and its limits; None where they may
+    still move, or are too uncertain to tell."""
     order = np.argsort(D)
     D, S, se = D[order], S[order], se[order]
-    steps = np.abs(np.diff(S))
-    doublings = np.log2(D[1:] / D[:-1])
-    small = steps <= np.maximum(STEADY * doublings * S[:-1], SLACK_PER_DIM * d_in)
-    still = small & (doublings > 0) & (S[1:] <= ROOM * D[1:]) & (S[:-1] <= ROOM * D[:-1])
-    first = len(S) - 1
-    while first > 0 and still[first - 1]:
-        first -= 1
-    if first >= len(S) - 1:
+    if len(S) < 2 or S[-1] <= 0:
         return None
-    level, x = S[first:], np.log2(D[first:])
-    value, x = float(level.mean()), x - x.mean()
-    growth = float(x @ level / (x @ x)) / value
+    alike = np.abs(S - S[-1]) <= max(STEADY * S[-1], SLACK_PER_DIM * d_in)
+    alike &= S <= ROOM * D
+    first = len(S)
+    while first > 0 and alike[first - 1]:
+        first -= 1
+    level = S[first:]
+    if len(level) < 2 or D[first] == D[-1]:
+        return None
+    x = np.log2(D[first:])
+    x = x - x.mean()
+    value = float(level.mean())
     # Half a latent at least, as for the curve.
     error = max(float(np.sqrt(np.mean(se[first:] ** 2))), 0.5)
+    growth = float(x @ level / (x @ x)) / value
     of_growth = error / value / float(np.sqrt(x @ x))
-    if abs(growth) + float(stats.norm.ppf(0.95)) * of_growth > 2 * STEADY:
+    one_sided, two_sided = float(stats.norm.ppf(0.95)), float(stats.norm.ppf(0.975))
+    unsure = two_sided * of_growth
+    if growth > one_sided * of_growth or abs(growth) + unsure > 2 * STEADY:
         return None
-    return value, float(np.hypot(error, level.std(ddof=1)))
+    half = two_sided * float(np.hypot(error, level.std(ddof=1)))
+    if (S[:first] - two_sided * se[:first] > value + half).any():
+        return None
+    return value, max(value - half, 0.0), value + half + value * max(growth + unsure, 0.0)
 
 
 def _best_chi2(

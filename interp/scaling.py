@@ -146,14 +146,16 @@ def common_alpha(
 ) -> CommonAlpha | None:
     """(widths, losses) of each group, tested for one exponent by the F of nested least squares.
 
-    Groups of fewer than MIN_WIDTHS widths are left out; None where fewer than two are left, or
-    nothing remains to fit. Takes residuals for normal and independent, within and between groups.
+    Groups of fewer than MIN_WIDTHS widths, or whose loss does not fall with width, are left out;
+    None where fewer than two are left, or nothing remains to fit. Takes residuals for normal and
+    independent, within and between groups.
     """
     curves = [
         _Curve(np.asarray(m, dtype=float), np.asarray(y, dtype=float), np.ones(len(m)))
         for m, y in groups
         if len(np.unique(m)) >= MIN_WIDTHS
     ]
+    curves = [curve for curve in curves if curve.falls()]
     own = sum(_minimise(curve.free)[1] for curve in curves)
     if len(curves) < 2 or own <= 0:
         return None
@@ -199,6 +201,12 @@ class _Curve:
     def free(self, alpha: np.ndarray) -> np.ndarray:
         """Least sum of squares at each alpha."""
         return self._sum(alpha, *self._best(alpha))
+
+    def falls(self) -> bool:
+        """Whether loss falls with width. Scale-free: a slope of rounding errors is no slope."""
+        alpha, _ = _minimise(self.free)
+        a, _ = self._best(np.array([alpha]))
+        return bool(a[0] * np.ptp(self._shape(np.array([alpha]))) > 1e-9 * np.abs(self.y).max())
 
     def with_A(self, A: float) -> Callable[[np.ndarray], np.ndarray]:
         """The same with A held."""

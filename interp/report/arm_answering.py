@@ -70,6 +70,8 @@ def _like_untrained(rows: Sequence[PackingRow]) -> str:
     Said of the models that have a twin, which in an arm is the base.
     """
     pairs = [c for row in rows if (c := contrast(row)) is not None]
+    if not pairs:
+        return ""
     of = listed([_who(c.row) for c in pairs])
     verdicts = {c.verdict for c in pairs}
     if Verdict.SAME in verdicts:
@@ -114,7 +116,7 @@ def _loss(arm: Arm, found: Correlation, rho: float) -> str:
 def could_have_shown(rho: float) -> str:
     """What so many models would have seen, had they been independent."""
     if rho >= NEARLY_ONE:
-        return "only a perfect order of so few models could have shown"
+        return "so few models can show a perfect order and nothing less"
     return (
         f"a correlation of {significant(rho, 2)} or more among as many independent models would "
         "have shown four times in five"
@@ -219,11 +221,14 @@ def _same_k(arm: Arm) -> str:
     if same is None:
         return ""
     if same.least == same.most:
-        return f"All dictionaries have one k, {same.k}."
+        return f"All counts that are used have one k, {same.k}."
     text = (
         f"The k that brings models to one FVU is {same.least} to {same.most}, and a count may hang "
-        f"on k; among the {plural(same.n_models, 'model')} with k {same.k} "
+        "on k"
     )
+    if same.n_models < MIN_MODELS:
+        return f"{text}; fewer than {MIN_MODELS} models have one k."
+    text += f"; among the {same.n_models} models with k {same.k} "
     if same.spearman is None:
         return f"{text}there is no correlation to be had."
     return f"{text}Spearman is {significant(same.spearman, 2)} (p {significant(same.p, 2)})."

@@ -9,8 +9,6 @@ import pandas as pd
 from interp.report import panels
 from interp.report.marks import between, layer
 
-_MOST_BUDGETS = 6
-"""Numbers of tokens that marks can still tell apart."""
 _SIZES = {"params": ("n_params", "parameters"), "width": ("d_model", "model width d_model")}
 
 
@@ -86,10 +84,16 @@ def _series(table: pd.DataFrame, fit: dict[str, Any]) -> list[str]:
     """The family of every row; with its number of tokens where the law has a term in them, for
     whether tokens and width add up is what the residuals show."""
     families = [str(family) for family in table["family"]]
-    if "c_D" not in fit["terms"] or table["train_tokens"].nunique() > _MOST_BUDGETS:
+    if "c_D" not in fit["terms"]:
         return families
-    tokens = table["train_tokens"] / 1e6
-    return [f"{name}, {n:.3g}M tokens" for name, n in zip(families, tokens, strict=True)]
+    both = zip(families, table["train_tokens"], strict=True)
+    named = [f"{family}, {_tokens(float(n))} tokens" for family, n in both]
+    return named if len(set(named)) <= len(panels.FAMILIES) else families
+
+
+def _tokens(n: float) -> str:
+    """12.6M, 300B."""
+    return f"{n / 1e9:.3g}B" if n >= 1e9 else f"{n / 1e6:.3g}M"
 
 
 def forecast_figure(rows: list[dict[str, Any]]) -> dict[str, Any]:

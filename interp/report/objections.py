@@ -6,7 +6,7 @@ A reply that the run cannot give says so. Nothing here depends on how the number
 from collections.abc import Callable, Sequence
 
 from interp.report.answering import at_widths, rows_in_the_answer
-from interp.report.arm_answering import arm_correlation, could_have_shown
+from interp.report.arm_answering import NEARLY_ONE, arm_correlation, could_have_shown
 from interp.report.class_tables import (
     at_equal_strictness,
     strictness_rows,
@@ -346,6 +346,8 @@ def _power(summary: Summary) -> str:
         return "True: fewer than five usable models can reach no p of .05."
     if found is None or found.spearman.value is None:
         return "True: there was nothing to correlate."
+    if arm.detectable_rho >= NEARLY_ONE:
+        return f"True: {could_have_shown(arm.detectable_rho)}."
     return (
         f"{plural(arm.n_usable, 'model')}: {could_have_shown(arm.detectable_rho)}; a weaker one "
         "can go unseen."

@@ -139,3 +139,35 @@ def test_residuals_are_told_apart_by_tokens(budgets: Path) -> None:
             row["family"] for rows in drawn["datasets"].values() for row in rows if "family" in row
         }
         assert shown == names
+
+
+def test_the_default_form_is_one_that_can_be_fitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two budgets do not tell a term in tokens from the offset; one model again is no budget."""
+
+    def form(lines: list[str]) -> tuple[str, bool]:
+        table = table_of(tmp_path / "losses.csv", lines)
+        assert cli.main(["fit", str(table), "--bootstrap", "0", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        return found["form"], "at_fixed_tokens" in found
+
+    noise = 0.01 * np.random.default_rng(0).normal(size=(2, len(WIDTHS)))
+    two = [
+        f"own,text,d{d}-{n},{d},{n},{9 / d**0.6 + 2 + 1e6 / n + noise[i, j]:.6f}"
+        for i, n in enumerate((1_000_000, 2_000_000))
+        for j, d in enumerate(WIDTHS)
+    ]
+    assert form(two) == ("width", True)
+    once = [
+        f"own,text,d{d},{d},{20_000 * d},{9 / d**0.6 + 2 + noise[0, j]:.6f}"
+        for j, d in enumerate(WIDTHS)
+    ]
+    again = f"own,text,again,{WIDTHS[1]},{10_000 * WIDTHS[1]},{9 / WIDTHS[1] ** 0.6 + 2.2:.6f}"
+    assert form([*once, again]) == ("width", False)
+
+
+def test_a_group_that_does_not_fall_has_no_exponent() -> None:
+    m = np.array(WIDTHS, dtype=float)
+    rising = (m, 2 + 0.001 * m)
+    assert common_alpha([(m, 9 / m**0.6 + 2 + 1e-3 * (m == 64)), rising]) is None

@@ -514,36 +514,48 @@ def test_three_sizes_are_refused_with_the_bound():
 def test_counts_that_stopped_growing_need_no_curve() -> None:
     """Two sizes are enough; the error is that of one count and the spread between them."""
     found = saturation(
-        np.array([384.0, 512.0]), np.array([260.0, 256]), np.array([2.0, 1]), d_in=32
+        np.array([384.0, 512.0]), np.array([261.0, 255]), np.array([2.0, 1]), d_in=32
     )
     assert found.identified
     assert not found.censored
     assert (found.value, found.d_sae, found.per_dim) == (258, 512, 258 / 32)
-    half = 1.959964 * math.hypot(math.sqrt(2.5), math.sqrt(8))
+    half = 1.959964 * math.hypot(math.sqrt(2.5), math.sqrt(18))
     assert (found.ci_low, found.ci_high) == pytest.approx((258 - half, 258 + half))
+    # 1% more in a doubling, give or take 1.4%: as much may come with the next one.
+    flat = saturation(np.array([128.0, 256]), np.array([100.0, 101]), np.array([1.0, 1]), d_in=32)
+    half = 1.959964 * math.hypot(1, math.sqrt(0.5))
+    assert flat.ci_low == pytest.approx(100.5 - half)
+    assert flat.ci_high == pytest.approx(100.5 + half + 1 + 1.959964 * math.sqrt(2))
     # What came before, in whatever order: a smaller dictionary was full.
     longer = saturation(
-        np.array([512.0, 64, 384]), np.array([256.0, 60, 260]), np.array([1.0, 2, 2]), d_in=32
+        np.array([512.0, 64, 384]), np.array([255.0, 60, 261]), np.array([1.0, 2, 2]), d_in=32
     )
     assert (longer.value, longer.ci_low) == (found.value, found.ci_low)
 
 
 @pytest.mark.parametrize(
-    ("counts", "errors"),
+    ("sizes", "counts", "errors", "d_in"),
     [
-        ([240, 248], 1.0),  # 3% in a third: 8% per doubling
-        ([258, 258], 12.0),  # level, and 10% more per doubling could not have been seen
-        ([380, 384], 1.0),  # no room at the first
-        ([150, 251, 238], 1.0),  # falling
+        ((384, 512), (240, 248), 1.0, 32),  # 8% more per doubling
+        ((384, 512), (258, 258), 12.0, 32),  # level, but 10% more could not have been seen
+        ((384, 512), (380, 384), 1.0, 32),  # no room at the first
+        ((192, 384, 512), (150, 251, 238), 1.0, 32),  # falling
+        ((128, 256, 512), (54.1, 56.2, 58.5), 0.3, 32),  # 4% more every time, beyond chance
+        ((1024, 2048, 4096), (250, 270, 290), 2.0, 512),  # the same within the slack
+        ((192, 256, 384), (120, 60, 61), 1.5, 32),  # a smaller dictionary found more
+        ((64, 128, 256), (40, 40, 0), 0.5, 32),  # the largest found nothing
+        ((256, 256), (60, 60), 0.5, 32),  # one size
     ],
 )
-def test_counts_that_may_still_move_are_at_no_level(counts: list[float], errors: float) -> None:
-    sizes = np.array([192.0, 384, 512])[-len(counts) :]
+def test_counts_that_may_still_move_are_at_no_level(
+    sizes: tuple[int, ...], counts: tuple[float, ...], errors: float, d_in: int
+) -> None:
+    D, S = np.array(sizes, dtype=float), np.array(counts, dtype=float)
     with pytest.raises(InsufficientData, match="saturation needs 4"):
-        saturation(sizes, np.array(counts, dtype=float), np.full(len(counts), errors), d_in=32)
+        saturation(D, S, np.full(len(S), errors), d_in=d_in)
 
 
-@pytest.mark.parametrize(("power", "most"), [(0.1, 0.15), (0.2, 0.01)])
+@pytest.mark.parametrize(("power", "most"), [(0.1, 0.2), (0.2, 0.01)])
 def test_slow_growth_is_rarely_taken_for_a_level(power: float, most: float) -> None:
     """Counts ~ D^power have no ceiling: 7% and 15% more per doubling, errors of 2%, 300 draws."""
     D, rng = 32.0 * np.array([1, 2, 3, 4, 6, 8]), np.random.default_rng(0)

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import arm_run
+import pandas as pd
 import pytest
 import report_run
 
+from interp.config import StudyConfig
 from interp.report import headline, page, static
 from interp.report.answering import answer
 from interp.report.arm_tables import dose_table, lever_value, mediation_table, secondary_table
@@ -22,6 +24,7 @@ from interp.report.placing import place
 from interp.report.reading import RunRecords, read_summary
 from interp.report.tables import correlation_table
 from interp.report.theme import LEVER_SHAPES, LEVERS, dark, light
+from interp.summary import summarise, tidy
 
 Data = dict[str, Any]
 
@@ -255,7 +258,7 @@ def test_the_one_twin_is_told_of_its_own_model_and_counted_against_all(planted: 
 
 
 def test_models_of_one_k_are_compared_with_each_other(planted: Data) -> None:
-    assert "All dictionaries have one k, 8." in more(planted)
+    assert "All counts that are used have one k, 8." in more(planted)
     planted["arm"]["equal_k"] |= {
         "least": 3, "most": 5, "k": 4, "n_models": 12, "spearman": -0.4, "p": 0.2,
     }  # fmt: skip
@@ -265,13 +268,38 @@ def test_models_of_one_k_are_compared_with_each_other(planted: Data) -> None:
     )
     planted["arm"]["equal_k"] |= {"spearman": None, "p": None}
     assert "with k 4 there is no correlation to be had." in more(planted)
+    planted["arm"]["equal_k"] |= {"n_models": 3}
+    assert "a count may hang on k; fewer than 5 models have one k." in more(planted)
+
+
+def test_without_the_bases_count_the_rest_is_told(made: Callable[..., Data]) -> None:
+    """Only the base has a twin; a study of hours must not end because its count is not settled."""
+    data = made(converged={"ladder/d064": 0.0})
+    assert data["headline"].startswith("At constant width 64, ")
+    assert "over 18 models), yet loss falls where packing rises" in data["headline"]
+    assert "stands beside base, whose own count may not be used" in more(data)
+
+
+def test_n_of_many_sizes_has_no_one_k() -> None:
+    config = StudyConfig(
+        arm="constant_width", models=tuple(arm_run.names()), d_sae_per_d_model=(2, 4, 8, 16)
+    )
+    known = arm_run.facts(arm_run.loss_follows)
+    rows = arm_run.rows(known, arm_run.decay_packs)
+    sized = [row | {"d_sae": m * arm_run.WIDTH} for m in (2, 4, 8, 16) for row in rows]
+    made = summarise(tidy(pd.DataFrame(sized), known), known, config)
+    assert made["primary"]["estimator"] == "saturation"
+    assert made["arm"]["equal_k"]["k"] is None
+    assert "one k" not in more(made | {"command": "interp study", "wall_time_seconds": 1.0})
 
 
 def test_five_models_have_the_power_of_a_perfect_order(made: Callable[..., Data]) -> None:
     kept = ["ladder/d064", *of_lever("projects")]
     data = made(converged={n: 0.0 for n in arm_run.names() if n not in kept})
     no_relation(data)
-    assert headline(data).endswith("; only a perfect order of so few models could have shown.")
+    assert headline(data).endswith("; so few models can show a perfect order and nothing less.")
+    said = [reply for _, reply in objections(read_summary(data))]
+    assert "True: so few models can show a perfect order and nothing less." in said
 
 
 def test_figures_say_who_found_what_they_show(planted: Data) -> None:
