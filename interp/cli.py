@@ -17,6 +17,7 @@ from interp import (
     cli_calibrate,
     cli_capture,
     cli_explore,
+    cli_geometry,
     cli_labels,
     cli_ladder,
     cli_published,
@@ -154,6 +155,7 @@ def build_parser() -> OneLineParser:
     cli_published.add(commands)
     cli_labels.add(commands)
     cli_explore.add(commands)
+    cli_geometry.add(commands)
     cli_scaling.add(commands)
     cli_toy.add(commands)
     cli_calibrate.add(commands)

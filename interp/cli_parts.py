@@ -6,8 +6,10 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interp.errors import UserError
 from saes.options import OneLineParser, with_unit
 from saes.options import count as count
 
@@ -19,6 +21,7 @@ LOSS_TOKENS = 262_144
 """What a loss is measured on where nothing else is said."""
 DTYPES = ("float32", "bfloat16", "float16")
 MODEL_HELP = "ladder/dNNN, a directory, a .gguf file, a hub name, or hub-name@revision"
+FIGURE_HELP = "write it as .png or .svg too"
 TEXT_HELP = (
     "deps (default), stdlib, a .txt/.jsonl/.parquet file, a folder, or a hub data set as "
     "name[:config][@revision]"
@@ -137,3 +140,28 @@ def print_costs(costs: list[Cost], *, as_json: bool) -> None:
     reason = costs[0].reason
     how = f"; minutes: {reason}" if reason else " of this machine as busy as it is now"
     print_table(shown, f"expected cost on device {costs[0].device}{how}")
+
+
+def check_figure(path: Path | None) -> None:
+    """Refuses a path that no figure can be written to, before the work, not after it."""
+    if path is None:
+        return
+    if path.suffix not in (".png", ".svg"):
+        raise UserError(f"{path}: figures are written as .png or .svg; choose another name")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}; make it first")
+
+
+def number(value: float | None, digits: int) -> str:
+    """1.234, 1.2e+05; - where there is none."""
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if abs(value) < 1e4 else f"{value:.3g}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """[1.2, 1.4]; an open side is …"""
+    if low is None and high is None:
+        return "-"
+    ends = ["…" if v is None else f"{v:.4g}" for v in (low, high)]
+    return f"[{ends[0]}, {ends[1]}]"

@@ -40,6 +40,7 @@ AFTERWARDS = {
     "cli_calibrate.py",
     "cli_capture.py",
     "cli_explore.py",
+    "cli_geometry.py",
     "cli_labels.py",
     "cli_ladder.py",
     "cli_parts.py",

@@ -209,6 +209,16 @@ def test_what_pages_say_of_the_full_study_is_in_it() -> None:
     [everyone] = table[(table[list(place)] == pd.Series(place)).all(axis=1)]["value"]
     assert everyone == 155
     assert "What all five find takes 61% of them there (155 of 256" in number
+    # "what five find grows with them": at every width, by far more than its error.
+    own = table[(table[list(place)[1:4]] == pd.Series(place)[list(place)[1:4]]).all(axis=1)]
+    own = own[(own["k_rule"] == "fvu") & (own["quantity"] == place["quantity"])]
+    sizes = own.assign(per_dim=own["d_sae"] // own["d_model"])
+    counts = sizes.pivot_table(index="model", columns="per_dim", values="value")
+    assert len(counts) == len(widths)
+    assert (counts[8] > 1.4 * counts[4]).all()
+    assert "and what five find grows with them" in " ".join(
+        (ROOT / "results/README.md").read_text().split()
+    )
 
 
 def test_the_two_commands_and_one_figure_stand_on_the_first_screen() -> None:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,27 @@ except KeyboardInterrupt:
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (ran.stdout, ran.stderr, ran.returncode) == ("interrupted 0\n", "", 0)
     assert not list(tmp_path.iterdir())
+
+
+def sleeps(job: Job, config: CalibrationConfig) -> None:
+    time.sleep(10 * SECONDS)
+
+
+def test_ctrl_c_while_a_job_is_handed_over_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is raised when the hold ends, before anyone has written down what was begun."""
+
+    @contextmanager
+    def interrupted() -> Iterator[None]:
+        yield
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrate_jobs, "_make", sleeps)
+    monkeypatch.setattr(calibrate_jobs, "_ctrl_c_held", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(make(jobs(tmp_path, 2), GATES, 2))
+    assert not multiprocessing.active_children()
 
 
 def _until(there, seconds: float) -> None:
