@@ -62,7 +62,7 @@ class Mediation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain types for `json.dumps(..., allow_nan=False)`."""
-        return asdict(self)
+        return asdict(self) | {"effects": [asdict(effect) for effect in self.effects]}
 
 
 def mediation(

@@ -335,7 +335,7 @@ def _panel(
         scale=scale,
         axis=alt.Axis(
             values=doses,
-            format=".2~s" if logarithmic else "~g",
+            format=".2~s" if logarithmic else ".3~g",
             labelOverlap="greedy",
             labelSeparation=5,
         ),

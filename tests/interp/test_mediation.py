@@ -57,7 +57,7 @@ def test_it_is_the_two_regressions() -> None:
         assert effect.indirect == pytest.approx(of_packing.params[at] * of_loss.params[-1])
         # In linear models the total effect is the sum of the two ways.
         assert effect.total == pytest.approx(effect.direct + effect.indirect)
-    json.dumps(found.to_json(), allow_nan=False)
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False)) == found.to_json()
     assert "exploratory" in found.assumptions
 
 

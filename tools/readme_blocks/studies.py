@@ -14,6 +14,8 @@ from interp.report.wording import duration, listed, size
 
 RUN = "full"
 """The committed study that the README shows."""
+ARM = "referee"
+"""The committed study of one width."""
 
 
 def figure(root: Path) -> str:
@@ -22,8 +24,11 @@ def figure(root: Path) -> str:
     if summary is None:
         return "*(no committed run yet)*"
     said = [summary["headline"], *in_short(read_summary(summary))[1:]]
-    if _summary(root, "referee") is None:
+    arm = _summary(root, ARM)
+    if arm is None:
         said[-1] += " The study that can tell, of models of one width, is not committed yet."
+    else:
+        said.append(arm["headline"])
     return (
         "![Features per dimension against loss]"
         f"(results/{RUN}/figures/packing_against_loss.png)\n\n"
@@ -36,17 +41,19 @@ def figure(root: Path) -> str:
 def costs(root: Path) -> str:
     """Time and memory of the committed studies."""
     lines = ["| study | models counted | time | memory |", "|---|---|---|---|"]
-    for name in ("quick", RUN):
+    for name in ("quick", RUN, ARM):
         summary = _summary(root, name)
         if summary is None:
             continue
         manifest = json.loads((root / "results" / name / "manifest.json").read_text())
         counted = {row["model"] for row in summary["packing"]}
-        widths = sorted(m["d_model"] for m in summary["models"] if m["name"] in counted)
+        models = [m for m in summary["models"] if m["name"] in counted]
+        widths = sorted({m["d_model"] for m in models})
+        many = f"{len(models)} of " if len(models) > len(widths) else ""
         took = duration(float(summary["wall_time_seconds"]))
         peak = size(float(manifest["peak_memory_bytes"]))
         told = "`make study`, a preview" if name == "quick" else f"`interp study {name}`"
-        lines.append(f"| {told} | width {listed(widths)} | {took} | {peak} |")
+        lines.append(f"| {told} | {many}width {listed(widths)} | {took} | {peak} |")
     return "\n".join(lines)
 
 
@@ -81,7 +88,7 @@ def across_widths(root: Path) -> str:
 
 def constant_width(root: Path) -> str:
     """The arm: whether loss goes with packing where width cannot be the reason."""
-    return finding(root, "referee")
+    return finding(root, ARM)
 
 
 def _summary(root: Path, name: str) -> dict[str, Any] | None:
