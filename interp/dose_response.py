@@ -81,7 +81,7 @@ def dose_response(
     tau = p_trend = None
     slope = low = high = None
     if n_doses < MIN_DOSES:
-        reasons.append(f"{n_doses} values of the lever; a trend needs {MIN_DOSES}")
+        reasons.append(f"values of the lever: {n_doses} (a trend needs {MIN_DOSES})")
     elif np.ptp(values) == 0:
         reasons.append("the outcome is the same in all models")
     else:
@@ -148,7 +148,7 @@ def _spread(
 ) -> tuple[float | None, float | None, str | None]:
     """Ratio of standard deviations, its p, and why there is none."""
     if len(replicates) < 2:
-        return None, None, f"{len(replicates)} seeds of the base recipe; a spread needs two"
+        return None, None, f"seeds of the base recipe: {len(replicates)} (a spread needs two)"
     if not len(own):
         return None, None, "no model in which the lever was moved"
     by_chance = float(replicates.var(ddof=1))

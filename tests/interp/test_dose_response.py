@@ -42,7 +42,7 @@ def test_amounts_are_told_in_doublings() -> None:
         doubling=True, generator=torch.Generator(),
     )  # fmt: skip
     assert (found.slope, found.slope_per) == (pytest.approx(-0.2), "doubling")
-    assert "0 seeds" in str(found.reason)
+    assert "seeds of the base recipe: 0" in str(found.reason)
 
 
 def test_a_trend_that_could_not_show_decides_nothing() -> None:
@@ -93,7 +93,7 @@ def test_what_is_not_defined_says_why() -> None:
         "projects", "loss", np.array([1.0, 2]), np.array([1.0, 2]), [True, False],
         replicates=np.array([1.0, 1.2]), generator=torch.Generator(),
     )  # fmt: skip
-    assert "2 values" in str(two.reason)
+    assert "values of the lever: 2" in str(two.reason)
     assert two.p_spread is not None
     none = dose_response(
         "projects", "loss", np.ones(1), np.ones(1), [True], replicates=np.array([1.0, 1.2]),
