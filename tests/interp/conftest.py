@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from interp.store import Store
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -36,3 +42,26 @@ def finished_study(
         pilot_ks=(2,), check_convergence=False, threads=1,
     )  # fmt: skip
     return run_study(config, folder / "run", quiet=True).path
+
+
+@pytest.fixture
+def fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting for the disk itself: tests kill processes, they do not cut the power."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture
+def stored(tiny_model: Any, tiny_tokens: Any) -> Callable[..., Store]:
+    """stored(folder, **options): the tiny text, captured there."""
+    from stores import recorded
+
+    return functools.partial(recorded, tiny_model, tiny_tokens)
+
+
+@pytest.fixture
+def whole(stored: Any, tmp_path: Path) -> dict[str, bytes]:
+    """The files of a finished store in tmp_path / "s"."""
+    from stores import files
+
+    stored(tmp_path / "s")
+    return files(tmp_path / "s")
