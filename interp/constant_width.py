@@ -127,6 +127,7 @@ class Arm:
             "equal_k": self._equal_k(),
             "leave_one_out": leave_one_out(packing, losses, names, blocks).to_json(),
             "holm": self._secondary(),
+            "equal_strictness": self._equal_strictness(),
         }
 
     def _losses(self, rows: list[Record]) -> np.ndarray:
@@ -253,6 +254,32 @@ class Arm:
             "reason": found.reason,
         }
 
+    def _equal_strictness(self) -> Record:
+        """The primary test with latents of all models matched at one cosine.
+
+        Each model's own is where random dictionaries of its covariance end, which differs. Taken is
+        the least of those measured in all models that is below nobody's own, or the greatest.
+        """
+        found = [_by_cosine(r) for r in self.rows]
+        owns = [own for own, _ in found if own is not None]
+        common = set.intersection(*(set(counts) for _, counts in found)) if found else set()
+        if len(owns) < len(found) or not common:
+            reason = "no count may be used" if not found else "counts matched in one way"
+            return {"least": None, "most": None, "cosine": None, "n_models": 0, "spearman": None,
+                    "p": None, "reason": reason}  # fmt: skip
+        cosine = min((c for c in common if c >= max(owns)), default=max(common))
+        counts = np.array([counts[cosine] for _, counts in found], dtype=float)
+        rank = spearman(counts, self._losses(self.rows), generator=self.generator)
+        return {
+            "least": min(owns),
+            "most": max(owns),
+            "cosine": cosine,
+            "n_models": len(counts),
+            "spearman": rank.value,
+            "p": rank.p,
+            "reason": rank.reason,
+        }
+
     def _secondary(self) -> list[Record]:
         """Every other count, and the embedding's rows, against loss; Holm over what was tested."""
         places: dict[tuple[Any, ...], list[Record]] = {}
@@ -296,6 +323,21 @@ class Arm:
 
 def _per_dim(rows: list[Record]) -> np.ndarray:
     return np.array([r["per_dim"] for r in rows], dtype=float)
+
+
+def _by_cosine(record: Record) -> tuple[float | None, dict[float, float]]:
+    """The least cosine of the headline's matches, and the counts at others."""
+    known = [s for s in record.get("strictness") or () if s["by"] == "cosine"]
+    own = next((float(s["at"]) for s in known if s["headline"]), None)
+    others = {
+        float(s["at"]): float(s["value"])
+        for s in known
+        if not s["headline"] and s["value"] is not None
+    }
+    # The headline's own cosine may be one of those.
+    if own is not None and record["value"] is not None:
+        others.setdefault(own, float(record["value"]))
+    return own, others
 
 
 def _why_unusable(record: Record) -> str:

@@ -221,6 +221,40 @@ def test_what_pages_say_of_the_full_study_is_in_it() -> None:
     )
 
 
+def test_what_pages_say_of_the_study_of_one_width_is_in_it() -> None:
+    """What its models differ in beside training, and its controls."""
+    import pandas as pd
+
+    table = pd.read_parquet(ROOT / "results/referee/results.parquet")
+    text = " ".join((ROOT / "results/README.md").read_text().split())
+    number = " ".join((ROOT / "docs/explanation/number.md").read_text().split())
+    counts = table[(table["quantity"] == "reproducible") & (table["role"] == "main")]
+    trained = counts[counts["control"] == "trained"].set_index("model")
+    cosines = table[(table["quantity"] == "match_threshold") & (table["control"] == "trained")]
+    least = cosines.set_index("model")["value"]
+    spans = f"own k ({trained['k'].min()} to {trained['k'].max()}) and its own least cosine"
+    assert spans in text
+    assert f"({least.min():.2f} to {least.max():.2f}), highest where the count is lowest" in text
+    assert set(least.nlargest(3).index) == set(trained["value"].nsmallest(3).index)
+    of_base = counts[counts["model"] == "ladder/d064"].set_index("control")["value"]
+    assert of_base["matched_gaussian"] == 0
+    assert (
+        f"find {of_base['trained']:.0f} latents, on tokens shuffled within documents "
+        f"{of_base['shuffled_tokens']:.0f} (neither settled), in Gaussian noise of its covariance "
+        f"none, in the untrained twin {of_base['random_init']:.0f}." in text
+    )
+    summary = json.loads((ROOT / "results/referee/summary.json").read_text())
+    arm = summary["arm"]
+    assert f"settled in {arm['n_usable']} of {arm['n_models']} models" in number
+    primary = [r for r in summary["packing"] if r["estimator"] == "reproducible"]
+    settled = {r["model"] for r in primary if r["converged"]}
+    assert len(settled) == arm["n_usable"]
+    assert "ladder/d064" not in settled
+    told = " ".join((ROOT / "docs/how-to/own-model.md").read_text().split())
+    assert {round(r["tokens_per_latent"], -3) for r in primary} == {66_000}
+    assert "1 of 21 had settled with 66,000 per latent" in told
+
+
 def test_the_two_commands_and_one_figure_stand_on_the_first_screen() -> None:
     first = "\n".join((ROOT / "README.md").read_text().splitlines()[:40])
     assert "make study" in first

@@ -90,7 +90,8 @@ they fell: where a wider model is not better, that is the result.
 
 Short runs with the same schedule; held-out loss in nats per token. They ran on the same corpus with
 one more project in it, which was then dropped because it became a dependency. A side of the best
-rate is closed by a worse run beyond it that differs in that rate alone.
+rate is closed by two runs that differ in that rate alone, one at the best value and a worse one
+beyond it; their other rate need not be the best run's.
 
 {sides}
 

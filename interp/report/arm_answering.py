@@ -1,6 +1,7 @@
 """The answer of a study at constant width: does packing move, and does loss move with it?"""
 
 from collections.abc import Sequence
+from math import isclose
 
 from interp.report.arm_records import Arm, Secondary
 from interp.report.contrast import Verdict, contrast
@@ -60,7 +61,14 @@ def arm_more(summary: Summary, arm: Arm, rows: Sequence[PackingRow]) -> list[str
     parts = [_levers(arm), _rows(arm)]
     if found is not None and found.spearman.value is not None:
         rho = found.spearman.value
-        parts += [_within(found, rho), _left_out(arm), _same_k(arm), _slope(found), _secondary(arm)]
+        parts += [
+            _within(found, rho),
+            _left_out(arm),
+            _same_k(arm),
+            _same_strictness(arm),
+            _slope(found),
+            _secondary(arm),
+        ]
     return [*(part for part in parts if part), *_twin(summary, rows), _mediation(arm)]
 
 
@@ -229,6 +237,22 @@ def _same_k(arm: Arm) -> str:
     if same.n_models < MIN_MODELS:
         return f"{text}; fewer than {MIN_MODELS} models have one k."
     text += f"; among the {same.n_models} models with k {same.k} "
+    if same.spearman is None:
+        return f"{text}there is no correlation to be had."
+    return f"{text}Spearman is {significant(same.spearman, 2)} (p {significant(same.p, 2)})."
+
+
+def _same_strictness(arm: Arm) -> str:
+    """The test again where how alike latents must be is no reason for a count to differ."""
+    same = arm.equal_strictness
+    if same is None or same.n_models < MIN_MODELS:
+        return ""
+    if isclose(same.least, same.most, abs_tol=0.005):
+        return f"Latents match from a cosine of {same.least:.2f} on in all models."
+    text = (
+        f"Latents match from a cosine of {same.least:.2f} to {same.most:.2f} on, above what random "
+        f"dictionaries of a model reach; from {same.cosine:.2f} on in all models "
+    )
     if same.spearman is None:
         return f"{text}there is no correlation to be had."
     return f"{text}Spearman is {significant(same.spearman, 2)} (p {significant(same.p, 2)})."

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from interp.report.arm_records import Arm, Effect, EqualK, Response, Secondary
+from interp.report.arm_records import Arm, Effect, EqualK, EqualStrictness, Response, Secondary
 from interp.report.interval import Interval
 from interp.report.json_values import interval, number, whole_number
 
@@ -35,6 +35,7 @@ def read_arm(data: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> Ar
         without_block={k: number(v) for k, v in (left.get("without_block") or {}).items()},
         secondary=tuple(_secondary(record) for record in data.get("holm") or ()),
         equal_k=_equal_k(data.get("equal_k") or {}),
+        equal_strictness=_equal_strictness(data.get("equal_strictness") or {}),
     )
 
 
@@ -44,6 +45,15 @@ def _equal_k(record: Mapping[str, Any]) -> EqualK | None:
         return None
     n_models = whole_number(record.get("n_models")) or 0
     return EqualK(least, most, k, n_models, number(record.get("spearman")), number(record.get("p")))
+
+
+def _equal_strictness(record: Mapping[str, Any]) -> EqualStrictness | None:
+    least, most, cosine = (number(record.get(key)) for key in ("least", "most", "cosine"))
+    if least is None or most is None or cosine is None:
+        return None
+    n_models = whole_number(record.get("n_models")) or 0
+    rank = number(record.get("spearman")), number(record.get("p"))
+    return EqualStrictness(least, most, cosine, n_models, *rank)
 
 
 def _response(record: Mapping[str, Any]) -> Response:

@@ -67,6 +67,19 @@ class EqualK:
 
 
 @dataclass(frozen=True)
+class EqualStrictness:
+    """The arm's primary test with latents of all models matched at one cosine."""
+
+    least: float
+    """Of the cosines that the models' own counts ask for."""
+    most: float
+    cosine: float
+    n_models: int
+    spearman: float | None
+    p: float | None
+
+
+@dataclass(frozen=True)
 class Arm:
     """Models of one width in which training was varied; the primary test is a `Correlation`."""
 
@@ -87,6 +100,7 @@ class Arm:
     without_block: Mapping[str, float | None]
     secondary: tuple[Secondary, ...]
     equal_k: EqualK | None
+    equal_strictness: EqualStrictness | None
 
     def moving(self, outcome: str) -> list[str]:
         """The levers that moved an outcome beyond chance."""

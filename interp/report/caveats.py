@@ -107,8 +107,8 @@ def _twins(rows: Sequence[PackingRow]) -> list[str]:
     found = []
     if twinned and all(row.model.in_arm for row in rows):
         found.append(
-            "One untrained twin stands for all: models of one architecture differ in their "
-            "training, and the seeds in the numbers that they began with."
+            "One untrained twin stands for all: before training, models of one architecture differ "
+            "only in the seed of their initial weights."
         )
     elif len(twinned) < len(rows):
         found.append(
@@ -214,8 +214,8 @@ def _arm(summary: Summary) -> list[str]:
     if arm is None:
         return []
     found = [
-        "The levers were set, packing was not: a lever may move packing and loss each by a way of "
-        "its own, and then they go together without one acting on the other."
+        "The levers were set, packing was not: a lever may move packing and loss by separate "
+        "routes, and then they go together without one acting on the other."
     ]
     if (arm.n_seeds or 0) > 1 and any(r.p_spread is not None for r in arm.responses):
         found.append(

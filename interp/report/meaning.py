@@ -86,7 +86,7 @@ def _explained(summary: Summary) -> tuple[str, str]:
             "All models have one width, and training was varied on purpose: weight decay, tokens, "
             "data, seeds. If packing moves and loss does not follow, packing alone does not set "
             "the loss here, as far as this many models can tell. If both move, that speaks for a "
-            "link and no proof: one lever may act on each by a way of its own.",
+            "link and no proof: one lever may act on each by a separate route.",
         )
     return (
         "Described, not explained.",

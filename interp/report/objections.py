@@ -19,6 +19,9 @@ from interp.report.tables import ARCHITECTURES
 from interp.report.wording import known_values, listed, plural, significant, span, whole
 
 Objection = tuple[str, str]
+_NO_TWIN = (
+    "Not answered: no model whose count may be used has a count of an untrained twin beside it."
+)
 
 
 def objections(summary: Summary) -> tuple[Objection, ...]:
@@ -49,7 +52,7 @@ def objections(summary: Summary) -> tuple[Objection, ...]:
 def _untrained(rows: Sequence[PackingRow]) -> str:
     pairs = [c for row in rows if (c := contrast(row)) is not None]
     if not pairs:
-        return "Not answered: no untrained twin has a count here."
+        return _NO_TWIN
     more = [c.row for c in pairs if c.verdict is Verdict.MORE]
     differences = known_values(c.difference for c in pairs)
     text = (
@@ -72,7 +75,7 @@ def _untrained(rows: Sequence[PackingRow]) -> str:
 def _reconstruction(rows: Sequence[PackingRow]) -> str:
     twins = _twins(rows)
     if not twins:
-        return "Not answered: no untrained twin has a count here."
+        return _NO_TWIN
     fvus = [row.fvu for row in rows if row.fvu is not None]
     of_twins = [twin.fvu for twin in twins if twin.fvu is not None]
     if not fvus or not of_twins:
@@ -173,6 +176,9 @@ def _strictness(summary: Summary) -> str:
         twins = known_values(row.twin.per_dim for row in pairs if row.twin is not None)
         said.append(text + (f" and twins {span(twins)}" if twins else ""))
     reply = f"Per dimension: {'; '.join(said)}."
+    n_unusable = sum(not row.counts for row in rows)
+    if n_unusable:
+        reply += f" The counts of {n_unusable} of these {plural(len(rows), 'model')} enter no test."
     if not differences:
         return reply
     more = sum(c.verdict is Verdict.MORE for c in differences)
@@ -305,8 +311,9 @@ def _size(summary: Summary, rows: Sequence[PackingRow]) -> str:
 
 def _chance(rows: Sequence[PackingRow]) -> str:
     rule = (
-        "The threshold is where random dictionaries with the covariance of the data pass at most "
-        "1% of the time, latents must fire together too, and what random ones give is subtracted"
+        "The threshold is a cosine of 0.7, or more where random dictionaries with the covariance "
+        "of the data would pass that over 1% of the time, latents must fire together too, and what "
+        "random ones give is subtracted"
     )
     nulls = [row.null for row in rows if row.null is not None]
     return f"{rule}: {span(nulls, whole)} latents here." if nulls else f"{rule}."

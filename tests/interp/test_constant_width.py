@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import arm_run
@@ -73,6 +74,38 @@ def test_models_of_the_usual_k_are_tested_alone(planted: Data) -> None:
     same = found["arm"]["equal_k"]
     assert (same["least"], same["most"], same["k"], same["n_models"]) == (4, 6, 6, 12)
     assert same["spearman"] == pytest.approx(expected)
+
+
+def with_cosines(own: Callable[[str], float], at: dict[float, Callable[[float], float]]) -> Data:
+    """The planted study with each model's own least cosine and its counts at others."""
+    known = arm_run.facts(arm_run.loss_follows)
+    made = arm_run.rows(known, arm_run.decay_packs)
+    for row in [r for r in made if r["quantity"] == "reproducible"]:
+        others = {f"reproducible_cosine_{c:g}": f(row["value"]) for c, f in at.items()}
+        for name, value in {"match_threshold": own(row["model"]), **others}.items():
+            made.append(row | {"quantity": name, "value": value})
+    config = StudyConfig(
+        arm="constant_width", models=tuple(arm_run.names()), d_sae_per_d_model=(8,)
+    )
+    return summarise(tidy(pd.DataFrame(made), known), known, config)
+
+
+def test_latents_of_all_models_are_matched_from_one_cosine_on(planted: Data) -> None:
+    """Taken is the least cosine that is below no model's own."""
+    strict = arm_run.names()[3]
+    at = {0.7: lambda count: 1.0, 0.8: lambda count: -count, 0.9: lambda count: count**2}
+    found = with_cosines(lambda name: 0.78 if name == strict else 0.72, at)
+    same = found["arm"]["equal_strictness"]
+    assert (same["least"], same["most"], same["cosine"]) == (0.72, 0.78, 0.8)
+    [primary] = planted["correlation"]
+    assert same["spearman"] == pytest.approx(-primary["spearman"])
+    assert same["n_models"] == 19
+    # One's own is above all that were measured: the greatest.
+    found = with_cosines(lambda name: 0.95 if name == strict else 0.72, at)
+    same = found["arm"]["equal_strictness"]
+    assert (same["most"], same["cosine"]) == (0.95, 0.9)
+    assert same["spearman"] == pytest.approx(primary["spearman"])
+    assert planted["arm"]["equal_strictness"]["reason"] == "counts matched in one way"
 
 
 def test_a_planted_relation_is_found(planted: Data) -> None:

@@ -272,6 +272,18 @@ def test_models_of_one_k_are_compared_with_each_other(planted: Data) -> None:
     assert "a count may hang on k; fewer than 5 models have one k." in more(planted)
 
 
+def test_models_are_compared_at_one_strictness(planted: Data) -> None:
+    assert "Latents match from" not in more(planted)
+    same = planted["arm"]["equal_strictness"]
+    same |= {"least": 0.7, "most": 0.843, "cosine": 0.9, "n_models": 18, "spearman": -0.3, "p": 0.2}
+    assert "cosine of 0.70 to 0.84 on, above what" in more(planted)
+    assert "from 0.90 on in all models Spearman is −0.30 (p 0.20)." in more(planted)
+    same |= {"spearman": None, "p": None}
+    assert "from 0.90 on in all models there is no correlation to be had." in more(planted)
+    same |= {"most": 0.7}
+    assert "Latents match from a cosine of 0.70 on in all models." in more(planted)
+
+
 def test_without_the_bases_count_the_rest_is_told(made: Callable[..., Data]) -> None:
     """Only the base has a twin; a study of hours must not end because its count is not settled."""
     data = made(converged={"ladder/d064": 0.0})

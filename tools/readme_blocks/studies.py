@@ -28,7 +28,8 @@ def figure(root: Path) -> str:
     if arm is None:
         said[-1] += " The study that can tell, of models of one width, is not committed yet."
     else:
-        said.append(arm["headline"])
+        where = f"[`results/{ARM}/`](results/{ARM}/)"
+        said.append(f"Among models of one width (`interp study {ARM}`, {where}): {arm['headline']}")
     return (
         "![Features per dimension against loss]"
         f"(results/{RUN}/figures/packing_against_loss.png)\n\n"
