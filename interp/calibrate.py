@@ -13,11 +13,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from interp import durable
-from interp.calibrate_cells import PRESETS, CalibrationConfig, Cell, refusal
+from interp.calibrate_cells import CalibrationConfig, Cell, refusal
 from interp.calibrate_figure import calibration_figure
 from interp.calibrate_gates import cell_records, tidy, verdicts
 from interp.calibrate_jobs import Job, make, wall_seconds
+from interp.calibrate_presets import PRESETS
 from interp.calibrate_saturation import saturation_rows
+from interp.calibrate_training import is_kept
 from interp.calibration import RESULT_FILE, condensed
 from interp.errors import UserError
 from interp.machine import cpu_name
@@ -28,11 +30,13 @@ from interp.run import write_json, write_table
 
 CONFIG = "config.json"
 _OF_STUDIES = {"spot_rows.py", "splice.py", "strictness.py", "token_identity.py"}
-MAKERS = (COUNTING - _OF_STUDIES) | {
-    "calibrate_cells.py", "calibrate_jobs.py", "calibrate_replicate.py", "chao.py",
-    "decoder_overlap.py", "machine.py", "seed_richness.py", "synthetic.py",
+TRAINERS = {"calibrate_cells.py", "calibrate_training.py", "machine.py", "synthetic.py"}
+"""Modules that a replicate's SAEs come from, beside saes' training."""
+COUNTERS = (COUNTING - _OF_STUDIES) | {
+    "calibrate_replicate.py", "calibrate_truth.py", "chao.py", "decoder_overlap.py",
+    "seed_richness.py",
 }  # fmt: skip
-"""Modules that replicates come from, beside saes' training."""
+"""Modules that count them: where these alone are others, nothing is trained again."""
 REPLICATES = "replicates"
 
 
@@ -78,14 +82,16 @@ def calibrate(
     replicate is a file of its own: a killed run loses those under way, and a longer run of the
     same cells takes the others over. `processes`: how many at once, one thread each (default:
     the cores). Writes `results.parquet`, `summary.json` and the figure into `out`.
-    Raises UserError where the folder holds another calibration, or replicates by other code.
+    SAEs are kept beside them: where other code counts, they are counted again and not trained.
+    Raises UserError where the folder holds another calibration or SAEs by other code, and, when all
+    others are there, where a replicate failed.
     """
     _claim(out, config)
     with durable.only_writer(out):
         (out / REPLICATES).mkdir(exist_ok=True)
         durable.remove_partials(out / REPLICATES)
-        _require_this_code(out)
         jobs = _jobs(config, out / REPLICATES)
+        _require_this_code(jobs)
         _make_missing(jobs, config, processes or os.cpu_count() or 1, quiet=quiet)
         replicates = []
         for job in jobs:
@@ -106,7 +112,7 @@ def _make_missing(
     jobs: Sequence[Job], config: CalibrationConfig, processes: int, *, quiet: bool
 ) -> None:
     progress = Progress(sum(_cost(config, job.cell) for job in jobs), quiet=quiet)
-    missing = [job for job in jobs if not job.file.exists()]
+    missing = [job for job in jobs if not _is_there(job)]
     left = sum(_cost(config, job.cell) for job in missing)
     progress.skip(sum(_cost(config, job.cell) for job in jobs) - left)
 
@@ -116,9 +122,21 @@ def _make_missing(
 
     if len(missing) > 1 and processes > 1:
         progress.note(f"{len(missing)} replicates, {min(processes, len(missing))} at a time")
-    for job in make(missing, config, processes, heartbeat=heartbeat):
+    failures: list[tuple[Job, Exception]] = []
+
+    def failed(job: Job, error: Exception) -> None:
+        failures.append((job, error))
+        progress.note(f"{job.label} failed: {error!r}")
+
+    for job in make(missing, config, processes, heartbeat=heartbeat, failed=failed):
         progress.at(f"{job.label} is there")
         progress.finish(_cost(config, job.cell))
+    if failures:
+        job, error = failures[0]
+        raise UserError(
+            f"{len(failures)} of {len(jobs)} replicates failed, first {job.label}: {error!r}; the "
+            "others are kept, and its SAEs where it had any"
+        )
     progress.close(f"done; {len(jobs)} replicates")
 
 
@@ -147,30 +165,51 @@ def _write(
     return summary
 
 
-def _require_this_code(out: Path) -> None:
-    for file in sorted((out / REPLICATES).glob("*.json")):
-        if json.loads(file.read_text()).get("code_sha256") != _code_sha256():
+def _is_there(job: Job) -> bool:
+    """Trained, and counted by this code."""
+    if not job.file.exists():
+        return False
+    made_by = json.loads(job.file.read_text()).get("code_sha256")
+    return bool(made_by == job.code_sha256)
+
+
+def _require_this_code(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        if job.file.exists() and not _is_there(job):
+            if is_kept(job.saes, job.training_sha256):
+                continue  # counted again
             raise UserError(
-                f"{file} was made by other code; remove the replicates to make them again, or "
+                f"{job.file} was made by other code; remove the replicates to make them again, or "
                 "choose another --out"
             )
 
 
 @cache
-def _code_sha256() -> str:
-    """Of everything that a replicate's rows hang on: two by different code are no pair."""
+def _code_sha256(*, counting: bool = True) -> str:
+    """Of everything that a replicate's rows hang on: two by different code are no pair.
+
+    Without `counting`, of what its SAEs hang on.
+    """
+    own = TRAINERS | COUNTERS if counting else TRAINERS
     return sources_sha256(
         (package, file)
         for package in ("interp", "saes")
         for file in modules(files(package))
-        if file.name in MAKERS or (package == "saes" and file.name not in SAES_ASIDE)
+        if file.name in own
+        or (
+            package == "saes"
+            and file.name not in SAES_ASIDE
+            and (counting or file.name not in COUNTING)
+        )
     )
 
 
 def _jobs(config: CalibrationConfig, folder: Path) -> list[Job]:
+    first = config.first_replicate
+    made_by = _code_sha256(), _code_sha256(counting=False)
     return [
-        Job(cell, replicate, folder / f"{cell.name}.{replicate}.json", _code_sha256())
-        for replicate in range(config.n_replicates)
+        Job(cell, replicate, folder / f"{cell.name}.{replicate}.json", *made_by)
+        for replicate in range(first, first + config.n_replicates)
         for cell in config.cells
     ]
 

@@ -12,7 +12,11 @@ import yaml
 from interp.calibrate_cells import CalibrationConfig
 
 GATES_FILE = "calibration_gates.yaml"
-NOT_COUNTS = ("capacity", "overlap", "distinct_latents")
+NOT_COUNTS = (
+    "capacity", "overlap", "distinct_latents",
+    *(f"reproducible{which}_{what}" for which in ("", "_atoms", "_all")
+      for what in ("hits", "strays")),
+)  # fmt: skip
 
 
 def gates_text() -> dict[str, Any]:
@@ -99,7 +103,7 @@ def verdicts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 for e in r["estimators"]
                 if e["estimator"] == estimator
             ]
-            value, cell, can = _value(gate, of, text["min_replicates"])
+            value, cell, can = _value(gate, of, text)
             low, high = gate["limit"]
             passed = None if value is None else low <= value <= high
             if passed is not None and not can[passed]:
@@ -120,20 +124,21 @@ def verdicts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _value(
-    gate: dict[str, Any], of: list[tuple[str, dict[str, Any]]], min_replicates: int
+    gate: dict[str, Any], of: list[tuple[str, dict[str, Any]]], rules: dict[str, Any]
 ) -> tuple[float | None, str | None, dict[bool, bool]]:
-    """A gate's value, the cell that it is of (None: all), and whether it can pass and fail yet.
+    """A gate's value, the cell that it is of, and whether it can pass and fail yet.
 
     A pass needs every cell in full; a failure what no more replicates of other cells could mend.
     """
+    min_replicates = rules["min_replicates"]
     what, never = gate["value"], {True: False, False: False}
     if not of:
         return None, None, never
     full = all(e["n_replicates"] >= min_replicates for _, e in of)
-    if what == "coverage":
-        n = sum(e["n_with_interval"] for _, e in of)
-        value = sum(e["n_covering"] for _, e in of) / n if n else None
-        return value, None, {True: full, False: full}
+
+    def often(e: dict[str, Any]) -> bool:
+        return bool(e["n_identified"] >= rules["min_identified"] * e["n_replicates"])
+
     if what == "least_identified":
         value, cell, worst = min(
             ((e["n_identified"] / e["n_replicates"], cell, e) for cell, e in of),
@@ -143,14 +148,15 @@ def _value(
         total = max(worst["n_replicates"], min_replicates)
         refused = worst["n_replicates"] - worst["n_identified"]
         return value, cell, {True: full, False: 1 - refused / total < gate["limit"][0]}
-    biased = [(e["bias"], cell, e) for cell, e in of if e["bias"] is not None]
-    if not biased:
+    key, right = {"worst_bias": ("bias", 0.0), "worst_coverage": ("coverage", 0.95)}[what]
+    known = [(e[key], cell, e) for cell, e in of if e[key] is not None]
+    if not known:
         return None, None, never
     low, high = gate["limit"]
-    in_full = [found for found in biased if found[2]["n_replicates"] >= min_replicates]
-    failing = [found for found in in_full if not low <= found[0] <= high]
-    value, cell, _ = max(failing or biased, key=lambda found: abs(found[0]))
-    return value, cell, {True: full and len(biased) == len(of), False: bool(failing)}
+    judged = [f for f in known if f[2]["n_replicates"] >= min_replicates and often(f[2])]
+    failing = [found for found in judged if not low <= found[0] <= high]
+    value, cell, _ = max(failing or known, key=lambda found: abs(found[0] - right))
+    return value, cell, {True: full and len(judged) == len(of), False: bool(failing)}
 
 
 def _finite(number: float) -> float | None:
@@ -164,7 +170,8 @@ def tidy(replicates: list[dict[str, Any]]) -> pd.DataFrame:
         for r in replicates
         for row in r["rows"]
     ]
-    frame = pd.DataFrame(rows)
+    # What a count was made of stays with the replicate.
+    frame = pd.DataFrame(rows).drop(columns="detail", errors="ignore")
     for column in ("value", "ci_low", "ci_high", "se", "value_half", "fvu", "fvu_half"):
         frame[column] = frame[column].astype("float64")
     for column in ("identified", "censored", "converged"):
@@ -192,6 +199,7 @@ def summary_table(records: list[dict[str, Any]]) -> list[dict[str, str | int]]:
                 "bias": _percent(n["bias"]),
                 "covers": f"{n['n_covering']}/{n['n_with_interval']}",
                 "identified": f"{n['n_identified']}/{n['n_replicates']}",
+                **_beside_truth(by_name, r["n_features"]),
                 "N/d atoms": _number(atoms["mean"], r["d_in"]),
                 "its bias": _percent(atoms["bias"]),
                 "its covers": f"{atoms['n_covering']}/{atoms['n_with_interval']}",
@@ -208,6 +216,17 @@ def summary_table(records: list[dict[str, Any]]) -> list[dict[str, str | int]]:
             }
         )
     return shown
+
+
+def _beside_truth(by_name: dict[str, Any], n: int) -> dict[str, str]:
+    """Of what two seeds find in the largest dictionary: features hit, and what is none."""
+    hits, strays = (by_name.get(f"reproducible_{what}") for what in ("hits", "strays"))
+    if hits is None or strays is None or hits["mean_bound"] is None:
+        return {}
+    return {
+        "hits": f"{hits['mean_bound'] / n:.0%}",
+        "strays": f"{strays['mean_bound'] / n:.0%}",
+    }
 
 
 def _of_all_seeds(found: dict[str, Any] | None, d_in: int) -> dict[str, str]:

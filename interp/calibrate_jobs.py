@@ -22,9 +22,11 @@ from pathlib import Path
 
 from interp.calibrate_cells import CalibrationConfig, Cell
 from interp.calibrate_replicate import run_replicate
+from interp.calibrate_training import is_kept, keep, kept, train
 from interp.errors import UserError
 from interp.machine import threads
 from interp.run import write_json
+from saes.synthetic import SyntheticData
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,17 @@ class Job:
     file: Path
     code_sha256: str
     """Of the code that makes it, as it was when the calibration began."""
+    training_sha256: str = ""
+    """Of that part of it which the SAEs come from."""
 
     @property
     def label(self) -> str:
-        return f"{self.cell.name}, replicate {self.replicate + 1}"
+        return f"{self.cell.name}, replicate {self.replicate}"
+
+    @property
+    def saes(self) -> Path:
+        """Where its SAEs are kept."""
+        return self.file.with_suffix(".safetensors")
 
 
 def make(
@@ -48,16 +57,32 @@ def make(
     n_processes: int,
     *,
     heartbeat: Callable[[Job, float], None] = lambda job, share: None,
+    failed: Callable[[Job, Exception], None] | None = None,
 ) -> Iterator[Job]:
     """Write every job's file; each job as soon as its file is there, in the order they end.
 
     heartbeat: told the share of a job that is done, where the jobs run in this process.
-    Raises UserError where a process was lost, which is what a lack of memory looks like.
+    failed: told of a job that fails for itself, and the rest go on; without it, and where all would
+    fail alike, the error is raised. Raises UserError where a process was lost, which is what a lack
+    of memory looks like.
     """
+
+    def ended(job: Job, result: Callable[[], None]) -> bool:
+        try:
+            result()
+        except (UserError, BrokenProcessPool):
+            raise
+        except Exception as error:
+            if failed is None:
+                raise
+            failed(job, error)
+            return False
+        return True
+
     if min(n_processes, len(jobs)) <= 1:
         for job in jobs:
-            _make(job, config, partial(heartbeat, job))
-            yield job
+            if ended(job, partial(_make, job, config, partial(heartbeat, job))):
+                yield job
         return
     # Torch may have threads already, so no fork.
     context = multiprocessing.get_context("spawn")
@@ -72,25 +97,26 @@ def make(
         # No more than run at once: what is queued would have to be cancelled.
         left = iter(jobs)
         running: dict[Future[None], Job] = {}
-        ended = False
+        finished = False
         try:
             for job in islice(left, n_processes):
                 running[submit(job)] = job
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    future.result()
+                    there = ended(running[future], future.result)
                     done = running.pop(future)
                     if (after := next(left, None)) is not None:
                         running[submit(after)] = after
-                    yield done
-            ended = True
+                    if there:
+                        yield done
+            finished = True
         except BrokenProcessPool:
             raise UserError(
                 "a process of the calibration was killed, perhaps for memory; run the same line "
                 "again to go on, with fewer --processes if it happens again"
             ) from None
         finally:
-            if not ended:
+            if not finished:
                 for process in multiprocessing.active_children():
                     process.terminate()
 
@@ -109,7 +135,13 @@ def _make(
 ) -> None:
     began = time.time()
     with threads(1):
-        rows = run_replicate(job.cell, job.replicate, config, workers=1, heartbeat=heartbeat)
+        if is_kept(job.saes, job.training_sha256):
+            trained = kept(job.saes, job.cell)
+        else:
+            data = SyntheticData(job.cell.data(seed=job.replicate))
+            trained = train(data, job.cell, job.replicate, config, workers=1, heartbeat=heartbeat)
+            keep(trained, job.saes, job.training_sha256)
+        rows = run_replicate(job.cell, job.replicate, config, trained=trained)
     record = {
         "cell": job.cell.name,
         "replicate": job.replicate,

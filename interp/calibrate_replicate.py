@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-import saes
 from interp.calibrate_cells import CalibrationConfig, Cell
+from interp.calibrate_training import RowSource, Trained, train
+from interp.calibrate_truth import beside_the_truth, facts_of
 from interp.chao import chao2_latents, incidence_of
 from interp.config import MIN_SEEDS
 from interp.decoder_overlap import overlap_estimates
@@ -27,33 +28,16 @@ from interp.packing import (
 )
 from interp.seed_richness import seed_richness
 from saes.composites import without_composites
-from saes.config import MAX_DEAD_AFTER_TOKENS, SAEConfig
 from saes.latent_set import LatentSet
 from saes.matching import ReproducibleCount, reproducible
 from saes.metrics import evaluate
 from saes.sae import SAE
 from saes.synthetic import SyntheticData
 
-WARM_UP = 0.05
-STREAM = "synthetic"
+TRUTH_AT = "0.9"
+"""Least cosine at which a class stands for a feature, of `LEAST_COSINES`, in the table."""
 N_BOOTSTRAP = 50
 Row = dict[str, Any]
-
-
-class RowSource(Protocol):
-    """Where rows come from: an endless supply, determined by the generator."""
-
-    def rows(
-        self, n: int, *, generator: torch.Generator
-    ) -> tuple[Float[Tensor, "row d_in"], Tensor]:
-        """n rows, and what they were made of."""
-        ...
-
-    def stream(
-        self, n_rows: int, *, generator: torch.Generator
-    ) -> Iterator[Float[Tensor, "row d_in"]]:
-        """The same in pieces."""
-        ...
 
 
 def run_replicate(
@@ -64,20 +48,27 @@ def run_replicate(
     data: RowSource | None = None,
     workers: int | None = None,
     heartbeat: Callable[[float], None] = lambda share: None,
+    trained: Trained | None = None,
 ) -> list[Row]:
     """Rows of one replicate, one per dictionary size and estimator.
 
     Determined by cell, replicate and config. `data`: other rows of the cell's width than the
-    synthetic ones that it describes. `heartbeat` is told the share of the training done.
+    synthetic ones that it describes. `heartbeat` is told the share of the training done; `trained`:
+    its SAEs, where they are there. The row of a count has a `detail`: what its value was made of.
     """
     data = data or SyntheticData(cell.data(seed=replicate))
-    main, half = _train(data, cell, replicate, config, workers, heartbeat)
+    directions = data.directions if isinstance(data, SyntheticData) else None
+    if trained is None:
+        trained = train(data, cell, replicate, config, workers=workers, heartbeat=heartbeat)
+    main, half = trained
     generator = torch.Generator().manual_seed(2 * replicate + 1)
     x, _ = data.rows(config.held_out_rows, generator=generator)
     documents = torch.arange(len(x)) // config.rows_per_document
     rows: list[Row] = []
     for d_sae in config.sizes(cell):
-        counts, others = _of_one_size(main[d_sae], half[d_sae], x, documents, cell, generator)
+        counts, others = _of_one_size(
+            main[d_sae], half[d_sae], x, documents, cell, generator, directions
+        )
         rows += [_row(c.estimate, d_sae) | c.facts() for c in counts]
         plain = counts[0]
         facts = {"fvu": plain.fvu, "fvu_half": plain.fvu_half, "converged": plain.converged}
@@ -96,58 +87,12 @@ class Count(NamedTuple):
     fvu_half: float
     converged: bool
     found: ReproducibleCount | None
+    detail: dict[str, Any] | None
 
     def facts(self) -> dict[str, Any]:
         """What stands beside the estimate in its row."""
-        names = ("se", "value_half", "fvu", "fvu_half", "converged")
+        names = ("se", "value_half", "fvu", "fvu_half", "converged", "detail")
         return {name: getattr(self, name) for name in names}
-
-
-def _train(
-    data: RowSource,
-    cell: Cell,
-    replicate: int,
-    config: CalibrationConfig,
-    workers: int | None,
-    heartbeat: Callable[[float], None],
-) -> tuple[dict[int, list[SAE]], dict[int, list[SAE]]]:
-    """By size, the seeds on all rows and on half of them (which branch off; see `saes.trunk`)."""
-    plan = [
-        SAEConfig(
-            d_in=cell.d_in,
-            d_sae=d_sae,
-            k=cell.k,
-            hook_point=STREAM,
-            seed=replicate * config.n_seeds + seed,
-            dead_after_tokens=max(1, min(MAX_DEAD_AFTER_TOKENS, config.rows(d_sae) // 20)),
-            n_tokens=config.rows(d_sae) // share,
-            lr_warmup_fraction=share * WARM_UP,
-        )
-        for d_sae in config.sizes(cell)
-        for share in (1, 2)
-        for seed in range(config.n_seeds)
-    ]
-    n_rows = max(one.n_tokens for one in plan)
-
-    def stream() -> Iterator[dict[str, Tensor]]:
-        generator = torch.Generator().manual_seed(2 * replicate)
-        for rows in data.stream(n_rows, generator=generator):
-            yield {STREAM: rows}
-
-    fitted = iter(
-        saes.train(
-            stream(),
-            plan,
-            heartbeat=lambda status: heartbeat(status.tokens_done / n_rows),
-            workers=workers,
-        )
-    )
-    main: dict[int, list[SAE]] = {}
-    half: dict[int, list[SAE]] = {}
-    for d_sae in config.sizes(cell):
-        for by_size in (main, half):
-            by_size[d_sae] = [next(fitted) for _ in range(config.n_seeds)]
-    return main, half
 
 
 def _of_one_size(
@@ -157,13 +102,15 @@ def _of_one_size(
     documents: Int[Tensor, " row"],
     cell: Cell,
     generator: torch.Generator,
+    directions: Float[Tensor, "feature d_in"] | None,
 ) -> tuple[list[Count], list[Estimate]]:
     """S_>=2, S_>=2 without composites and what all seeds find; then every other estimator."""
     sae, d_in = main[0], cell.d_in
     latents, before = (
         [LatentSet.from_acts(s.W_dec, s.encode(x)) for s in group] for group in (main, half)
     )
-    fvus = [float(np.mean([evaluate(s, [x]).fvu for s in group])) for group in (half, main)]
+    by_seed = [[evaluate(s, [x]).fvu for s in group] for group in (half, main)]
+    fvus = [float(np.mean(found)) for found in by_seed]
 
     def count(full: list[LatentSet], halved: list[LatentSet], name: str, **how: Any) -> Count:
         min_seeds = how.setdefault("min_seeds", MIN_SEEDS)
@@ -173,14 +120,29 @@ def _of_one_size(
             )
         except InsufficientData as refusal:
             partial = replace(refusal.partial, estimator=name)
-            return Count(sae.d_sae, partial, None, None, fvus[1], fvus[0], False, None)
+            return Count(sae.d_sae, partial, None, None, fvus[1], fvus[0], False, None, None)
         # The null of the full run serves both: it depends on the number of latents alone.
-        matched = reproducible(halved, result.count.threshold).s_ge[min_seeds]
-        s_half = float(max(matched - result.null.s_ge[min_seeds], 0))
+        of_half = reproducible(halved, result.count.threshold)
+        s_half = float(max(of_half.s_ge[min_seeds] - result.null.s_ge[min_seeds], 0))
         value = result.estimate.value or 0.0
         steady = converged(s_half, value, *fvus, count_slack=COUNT_SLACK_PER_DIM * d_in)
         estimate = replace(result.estimate, estimator=name)
-        return Count(sae.d_sae, estimate, result.se, s_half, fvus[1], fvus[0], steady, result.count)
+        detail = {
+            "found": facts_of(result.count),
+            "null": facts_of(result.null),
+            "half": facts_of(of_half),
+            "min_seeds": min_seeds,
+            "leave_one_out": list(result.leave_one_out),
+            "se_seeds": result.se_seeds,
+            "se_documents": result.se_documents,
+            "fvu_half_by_seed": by_seed[0],
+            "fvu_by_seed": by_seed[1],
+        }
+        if directions is not None:
+            detail["truth"] = beside_the_truth(result.count, min_seeds, full, directions)
+        return Count(
+            sae.d_sae, estimate, result.se, s_half, fvus[1], fvus[0], steady, result.count, detail
+        )
 
     plain = count(latents, before, "reproducible")
     atoms = count(
@@ -214,6 +176,8 @@ def _of_one_size(
     if (found := plain.found) is not None:
         makers.append(lambda: seed_richness(found, d_in=d_in, d_sae=sae.d_sae, k=sae.k))
     others: list[Estimate] = []
+    for one in (plain, atoms, everyone):
+        others += _against_truth(one, d_in=d_in, k=sae.k)
     if atoms.found is not None:
         others.append(_distinct(atoms.found, d_in=d_in, d_sae=sae.d_sae, k=sae.k))
     for make in makers:
@@ -222,6 +186,26 @@ def _of_one_size(
         except InsufficientData as refusal:
             others.append(refusal.partial)
     return [plain, atoms, everyone], others
+
+
+def _against_truth(count: Count, *, d_in: int, k: int) -> list[Estimate]:
+    """Features that its classes stand for, and classes that stand for none."""
+    truth = (count.detail or {}).get("truth")
+    if truth is None:
+        return []
+    return [
+        Estimate(
+            f"{count.estimate.estimator}_{name}",
+            float(truth[TRUTH_AT][key]),
+            per_dim=truth[TRUTH_AT][key] / d_in,
+            n_seeds=count.estimate.n_seeds,
+            d_sae=count.d_sae,
+            k=k,
+            identified=False,
+            reason="told by the truth, which a model does not have",
+        )
+        for name, key in (("hits", "hit"), ("strays", "none"))
+    ]
 
 
 def _distinct(found: ReproducibleCount, **about: int) -> Estimate:
@@ -254,5 +238,5 @@ def _row(estimate: Estimate, d_sae: int) -> Row:
         "converged",
     )
     full = estimate.to_json()
-    empty = dict.fromkeys(("se", "value_half", "fvu", "fvu_half"))
+    empty = dict.fromkeys(("se", "value_half", "fvu", "fvu_half", "detail"))
     return {"d_sae": d_sae} | {key: full[key] for key in keep} | empty

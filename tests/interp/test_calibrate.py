@@ -8,12 +8,14 @@ import pandas as pd
 import pytest
 import torch
 
-from interp import calibrate
-from interp.calibrate_cells import PRESETS, CalibrationConfig, Cell
+from interp import calibrate, calibrate_jobs
+from interp.calibrate_cells import CalibrationConfig, Cell
 from interp.calibrate_figure import calibration_figure
 from interp.calibrate_gates import cell_records, gates_text, summary_table, tidy, verdicts
+from interp.calibrate_presets import PRESETS
 from interp.calibrate_replicate import run_replicate
 from interp.calibrate_saturation import saturation_rows
+from interp.calibrate_training import keep, kept
 from interp.cli import main
 from interp.errors import UserError
 
@@ -216,6 +218,31 @@ def test_coverage_needs_a_hundred_replicates_of_every_cell():
     assert coverage(100, 1)["passed"] is False  # too wide is wrong too
 
 
+def test_good_cells_do_not_hide_one_whose_intervals_are_too_short():
+    other = cell(zipf=1.0)
+    found = []
+    for a_cell, n_missing in ((INDEPENDENT, 4), (other, 12)):
+        found += [
+            rows_of(a_cell, i, saturation=(128.0, 129.0 if i < n_missing else 120, 140, True))
+            for i in range(100)
+        ]
+    gate = judged(found, [INDEPENDENT, other])["saturation: coverage"]
+    assert (gate["passed"], gate["cell"]) == (False, other.name)
+    assert gate["value"] == pytest.approx(0.88)
+
+
+@pytest.mark.parametrize(("n_identified", "passed"), [(50, True), (49, None)])
+def test_a_cell_that_is_mostly_refused_passes_no_gate(n_identified, passed):
+    found = many(INDEPENDENT, 128.0, n_identified)
+    found += many(INDEPENDENT, 128.0, 100 - n_identified, identified=False, start=n_identified)
+    gates = judged(found, [INDEPENDENT])
+    assert gates["saturation: bias_independent"]["passed"] is passed
+    wrong = many(INDEPENDENT, 200.0, n_identified)
+    wrong += many(INDEPENDENT, 128.0, 100 - n_identified, identified=False, start=n_identified)
+    failed = {True: False, None: None}[passed]
+    assert judged(wrong, [INDEPENDENT])["saturation: bias_independent"]["passed"] is failed
+
+
 def test_both_estimators_are_judged_in_their_own_words():
     gates = judged(
         [
@@ -232,7 +259,7 @@ def test_both_estimators_are_judged_in_their_own_words():
     assert gates["saturation: bias_independent"]["passed"] is False
     assert gates["saturation_atoms: bias_independent"]["passed"] is True
     verdict = gates["saturation_atoms: bias_independent"]["verdict"]
-    assert verdict.startswith("N without composites is within 5%")
+    assert "identified, N without composites is within 5%" in verdict
     assert not any("<N>" in gate["verdict"] for gate in gates.values())
 
 
@@ -286,14 +313,89 @@ def test_a_lost_replicate_is_made_again_and_nothing_else(tiny):
     assert sorted((out / "replicates").iterdir()) == files
 
 
-def test_replicates_by_other_code_are_not_taken_over(tiny, tmp_path):
+def counted_by_other_code(tiny, tmp_path) -> tuple[Path, Path]:
+    """A copy of the tiny run of which one replicate was counted by other code."""
     out = Path(shutil.copytree(tiny[0], tmp_path / "out"))
-    file = next((out / calibrate.REPLICATES).iterdir())
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"code_sha256": "another"}))
+    file = min((out / calibrate.REPLICATES).glob("*.json"))
+    stale = json.loads(file.read_text()) | {"code_sha256": "another", "rows": []}
+    file.write_text(json.dumps(stale))
+    return out, file
+
+
+def test_other_counting_counts_the_same_saes_again(tiny, tmp_path, monkeypatch):
+    out, file = counted_by_other_code(tiny, tmp_path)
+    kept = {f: f.stat().st_mtime_ns for f in file.parent.iterdir() if f != file}
+
+    def no_training(*args, **options):
+        raise AssertionError("its SAEs are there")
+
+    monkeypatch.setattr(calibrate_jobs, "train", no_training)
+    again = calibrate.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
+    assert again["cells"] == tiny[1]["cells"]
+    first = tiny[0] / calibrate.REPLICATES / file.name
+    assert json.loads(file.read_text())["rows"] == json.loads(first.read_text())["rows"]
+    assert {f: f.stat().st_mtime_ns for f in kept} == kept
+
+
+@pytest.mark.parametrize("how", ["trained by other code", "not kept"])
+def test_replicates_by_other_code_are_not_taken_over(tiny, tmp_path, how):
+    out, file = counted_by_other_code(tiny, tmp_path)
+    saes = file.with_suffix(".safetensors")
+    if how == "not kept":
+        saes.unlink()
+    else:
+        keep(kept(saes, TINY.cells[0]), saes, "another")
     before = (out / "summary.json").read_bytes()
     with pytest.raises(UserError, match=r"was made by other code; remove the replicates"):
         calibrate.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
     assert (out / "summary.json").read_bytes() == before
+
+
+def test_a_replicate_that_fails_leaves_the_others(tiny, tmp_path, monkeypatch):
+    out, file = counted_by_other_code(tiny, tmp_path)
+    other = max(file.parent.glob("*.json"))
+    other.unlink()
+    run = calibrate_jobs.run_replicate
+
+    def failing(cell, *args, **options):
+        if file.name.startswith(cell.name):
+            raise ValueError("no count")
+        return run(cell, *args, **options)
+
+    monkeypatch.setattr(calibrate_jobs, "run_replicate", failing)
+    with pytest.raises(UserError, match=r"1 of 2 replicates failed, first .*ValueError.*no count"):
+        calibrate.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
+    assert other.exists()
+
+
+def test_numbers_begin_where_nobody_has_looked(tmp_path):
+    beyond = TINY.model_copy(update={"first_replicate": 7, "n_replicates": 2})
+    jobs = calibrate._jobs(beyond, tmp_path)
+    assert [job.replicate for job in jobs] == [7, 7, 8, 8]
+    assert jobs[0].file.name == f"{TINY.cells[0].name}.7.json"
+    assert jobs[0].training_sha256 not in ("", jobs[0].code_sha256)
+
+
+def test_a_count_keeps_what_it_was_made_of(tiny):
+    for file in (tiny[0] / calibrate.REPLICATES).glob("*.json"):
+        rows = json.loads(file.read_text())["rows"]
+        by_name = {(r["estimator"], r["d_sae"]): r for r in rows}
+        counts = [r for r in rows if r["detail"] is not None]
+        assert {r["estimator"] for r in counts} <= {
+            "reproducible", "reproducible_atoms", "reproducible_all"
+        }  # fmt: skip
+        assert counts
+        for row in counts:
+            detail = row["detail"]
+            r = str(detail["min_seeds"])
+            found = detail["found"]["s_ge"][r]
+            assert row["value"] == max(found - detail["null"]["s_ge"][r], 0)
+            assert row["fvu"] == pytest.approx(sum(detail["fvu_by_seed"]) / TINY.n_seeds)
+            for told in detail["truth"].values():
+                assert told["hit"] + told["again"] + told["none"] == found
+            name, size = row["estimator"], row["d_sae"]
+            assert by_name[f"{name}_hits", size]["value"] == detail["truth"]["0.9"]["hit"]
+            assert by_name[f"{name}_strays", size]["value"] == detail["truth"]["0.9"]["none"]
 
 
 def test_replicates_differ():
@@ -422,7 +524,7 @@ def test_processes_make_the_same_replicates_as_one(tiny, tmp_path):
     out = tmp_path / "two"
     summary = calibrate.calibrate(TINY, out, command="interp calibrate", processes=2, quiet=True)
     assert summary["cells"] == tiny[1]["cells"]
-    for file in (tiny[0] / calibrate.REPLICATES).iterdir():
+    for file in (tiny[0] / calibrate.REPLICATES).glob("*.json"):
         one, two = (json.loads((f / calibrate.REPLICATES / file.name).read_text())
                     for f in (tiny[0], out))  # fmt: skip
         assert one["rows"] == two["rows"]

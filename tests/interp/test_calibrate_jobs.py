@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from interp import calibrate_jobs
-from interp.calibrate_cells import PRESETS, CalibrationConfig
+from interp.calibrate_cells import CalibrationConfig
 from interp.calibrate_jobs import Job, make, wall_seconds
+from interp.calibrate_presets import PRESETS
 from interp.errors import UserError
 
 GATES = PRESETS["gates"]
@@ -71,8 +72,8 @@ def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
     program = f"""
 import multiprocessing, threading, time
 from pathlib import Path
-from interp.calibrate_cells import PRESETS
 from interp.calibrate_jobs import Job, make
+from interp.calibrate_presets import PRESETS
 
 def tell():
     while len(multiprocessing.active_children()) < 2:
@@ -100,8 +101,8 @@ def test_ctrl_c_while_processes_start_is_one_error_the_parents(tmp_path: Path) -
     program = f"""
 import multiprocessing, os, signal, threading, time
 from pathlib import Path
-from interp.calibrate_cells import PRESETS
 from interp.calibrate_jobs import Job, make
+from interp.calibrate_presets import PRESETS
 
 def interrupt():
     while len(multiprocessing.active_children()) < 2:

@@ -1,0 +1,64 @@
+"""Classes beside the features that they stand for, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from interp.calibrate_truth import beside_the_truth, facts_of
+from saes.latent_set import LatentSet
+from saes.matching import ReproducibleCount
+from saes.sae import SparseActs
+
+NOTHING = SparseActs(torch.zeros((1, 1), dtype=torch.long), torch.zeros((1, 1)))
+
+
+def latents(*rows: tuple[float, ...]) -> LatentSet:
+    return LatentSet(torch.tensor(rows), NOTHING, np.ones(len(rows), dtype=bool))
+
+
+def count(*classes: tuple[int, ...]) -> ReproducibleCount:
+    table = np.array(classes)
+    sizes = (table >= 0).sum(axis=1)
+    s_ge = {r: int((sizes >= r).sum()) for r in (1, 2)}
+    return ReproducibleCount(
+        s_ge=s_ge, class_sizes=sizes, classes=table, n_seeds=2, n_live=(4, 4), n_merged=(0, 1),
+        threshold=0.7, duplicate_cosine=0.8, min_correlation=0.5, mean_cosine=None,
+        mean_correlation=None,
+    )  # fmt: skip
+
+
+def test_hits_second_hits_and_strays_by_hand() -> None:
+    """Features along two axes; a sum of both has a cosine of .71 with either."""
+    features = torch.tensor([[2.0, 0.0, 0.0], [0.0, 5.0, 0.0]])
+    one = latents((1, 0, 0), (3, 1, 0), (1, 1, 0), (0, 0, 1))
+    other = latents((9, 0, 0), (1, 1, 0), (0, 0, 1), (0, 1, 0))
+    # The first axis; a copy of it (cosine .95); a sum; what is no feature; one seed's alone.
+    found = count((0, 0), (1, -1), (2, 1), (3, 2), (-1, 3))
+    truth = beside_the_truth(found, 1, [one, other], features)
+    assert truth["0.9"] == {"hit": 2, "again": 1, "none": 2}
+    assert truth["0.7"] == {"hit": 2, "again": 2, "none": 1}
+    assert beside_the_truth(found, 2, [one, other], features)["0.9"] == {
+        "hit": 1, "again": 0, "none": 2
+    }  # fmt: skip
+
+
+def test_an_opposite_direction_is_no_hit() -> None:
+    features = torch.tensor([[1.0, 0.0, 0.0]])
+    found = count((0, 0))
+    back = latents((-1, 0, 0))
+    assert beside_the_truth(found, 2, [back, back], features)["0.7"]["none"] == 1
+
+
+def test_no_classes_hit_nothing() -> None:
+    empty = count((0, -1))
+    one = latents((1.0, 0.0))
+    assert beside_the_truth(empty, 2, [one, one], torch.eye(2))["0.9"] == {
+        "hit": 0, "again": 0, "none": 0
+    }  # fmt: skip
+
+
+def test_facts_are_plain() -> None:
+    assert facts_of(count((0, 0), (1, -1))) == {
+        "s_ge": {"1": 2, "2": 1}, "n_live": [4, 4], "n_merged": [0, 1], "threshold": 0.7
+    }  # fmt: skip
