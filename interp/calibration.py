@@ -17,6 +17,10 @@ RESULT_FILE = "calibration.json"
 UNCALIBRATED = "uncalibrated"
 NEIGHBOURHOOD = math.sqrt(2)
 """An estimate belongs to the cells whose n/d is nearest, and at most so many times off."""
+ROOM = 2
+"""How many times N the largest dictionary must hold, as in the calibration."""
+OFTEN = 0.5
+"""Share of a cell's replicates in which N must be identified for the cell to have a bias."""
 KEPT = ("n_per_dim", "k_ratio", "zipf", "structure", "noise", "n_seeds", "n_replicates")
 
 
@@ -53,10 +57,12 @@ def calibrated(
     """The calibrated bias beside an estimate, in words, or "uncalibrated".
 
     On a model neither the true n/d nor L0 nor the structure of its features is known: the range is
-    over all cells at the nearest n/d with this estimator and number of seeds. A lower bound has no
-    bias and is uncalibrated; so is a value farther than NEIGHBOURHOOD from every cell, and one of
-    what more than two seeds and not all of them have to find, which the calibration does not count.
-    So is everything where the records are of counts that merged other latents than today's do.
+    over all cells at the nearest n/d with this estimator and number of seeds, but for those in which
+    N was identified in fewer than half of the replicates. A lower bound has no bias and is
+    uncalibrated; so is a value farther than NEIGHBOURHOOD from every cell, one whose largest
+    dictionary holds less than ROOM times as much, and one of what more than two seeds and not all
+    of them have to find, which the calibration does not count. So is everything where the records
+    are of counts that merged other latents than today's do.
     records: `condensed`; None takes the shipped ones.
     """
     # As `calibrate_saturation.FITS` names them.
@@ -73,6 +79,8 @@ def calibrated(
     per_dim = estimate.per_dim
     if not found or not estimate.identified or not per_dim or per_dim <= 0:
         return UNCALIBRATED
+    if (estimate.d_sae or 0) < ROOM * (estimate.value or 0.0):
+        return UNCALIBRATED
 
     def off(record: dict[str, Any]) -> float:
         return abs(math.log(record["n_per_dim"] / per_dim))
@@ -81,7 +89,11 @@ def calibrated(
     if off(nearest) > math.log(NEIGHBOURHOOD):
         return UNCALIBRATED
     cells = [r for r in found if r["n_per_dim"] == nearest["n_per_dim"]]
-    biases = [r["bias"] for r in cells if r["bias"] is not None]
+    biases = [
+        r["bias"]
+        for r in cells
+        if r["bias"] is not None and r["n_identified"] >= OFTEN * r["n_replicates"]
+    ]
     if not biases:
         return UNCALIBRATED
     ratios = sorted({r["k_ratio"] for r in cells})
@@ -92,4 +104,4 @@ def calibrated(
         f"{fewest} replicate{'s' if fewest > 1 else ''} each"
     )
     refused = len(cells) - len(biases)
-    return text + (f"; not identified in {refused}" if refused else "")
+    return text + (f"; not identified, or seldom, in {refused}" if refused else "")

@@ -8,7 +8,7 @@ from interp.calibration import UNCALIBRATED, calibrated, condensed
 from interp.estimate import Estimate
 from saes.latent_set import DUPLICATE_COSINE
 
-ESTIMATE = Estimate("saturation", value=260.0, per_dim=4.1, n_seeds=5)
+ESTIMATE = Estimate("saturation", value=260.0, per_dim=4.1, n_seeds=5, d_sae=1024)
 
 
 def record(**changes) -> dict:
@@ -41,7 +41,7 @@ RECORDS = [
 def test_the_range_is_that_of_the_nearest_cells():
     text = calibrated(ESTIMATE, RECORDS)
     assert text.startswith("bias -12.0% to +3.0% in 2 of 3 cells at n/d 4, k 0.5 to 2 times")
-    assert text.endswith("the true L0, 1 replicate each; not identified in 1")
+    assert text.endswith("the true L0, 1 replicate each; not identified, or seldom, in 1")
     assert "+50.0%" in calibrated(replace(ESTIMATE, per_dim=7.0), RECORDS)
 
 
@@ -51,6 +51,7 @@ def test_the_range_is_that_of_the_nearest_cells():
         {"estimator": "reproducible"},
         {"n_seeds": 4},
         {"identified": False},
+        {"d_sae": 519},  # the calibration's largest hold twice the features
         {"per_dim": None},
         {"per_dim": 4 / 1.45},  # farther than a factor of sqrt(2)
         {"per_dim": 8 * 1.45},
@@ -66,6 +67,14 @@ def test_what_more_seeds_have_to_find_is_another_count():
     by_all = [one | {"estimator": "saturation_all", "bias": -0.02} for one in RECORDS]
     assert "bias -2.0% to -2.0%" in calibrated(ESTIMATE, [*RECORDS, *by_all], min_seeds=5)
     assert calibrated(ESTIMATE, [*RECORDS, *by_all], min_seeds=4) == UNCALIBRATED
+
+
+def test_a_cell_that_mostly_refused_has_no_bias():
+    seldom = record(k_ratio=2.0, bias=0.4, n_identified=49, n_replicates=100)
+    often = record(bias=0.02, n_identified=50, n_replicates=100)
+    text = calibrated(ESTIMATE, [often, seldom])
+    assert text.startswith("bias +2.0% to +2.0% in 1 of 2 cells")
+    assert text.endswith("100 replicates each; not identified, or seldom, in 1")
 
 
 def test_cells_without_a_bias_calibrate_nothing():
