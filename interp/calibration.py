@@ -57,8 +57,8 @@ def calibrated(
     """The calibrated bias beside an estimate, in words, or "uncalibrated".
 
     On a model neither the true n/d nor L0 nor the structure of its features is known: the range is
-    over all cells at the nearest n/d with this estimator and number of seeds, but for those in which
-    N was identified in fewer than half of the replicates. A lower bound has no bias and is
+    over all cells at the nearest n/d with this estimator and number of seeds, except where N
+    was identified in fewer than half of the replicates. A lower bound has no bias and is
     uncalibrated; so is a value farther than NEIGHBOURHOOD from every cell, one whose largest
     dictionary holds less than ROOM times as much, and one of what more than two seeds and not all
     of them have to find, which the calibration does not count. So is everything where the records
