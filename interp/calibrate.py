@@ -91,8 +91,8 @@ def calibrate(
         (out / REPLICATES).mkdir(exist_ok=True)
         durable.remove_partials(out / REPLICATES)
         jobs = _jobs(config, out / REPLICATES)
-        _require_this_code(jobs)
-        _make_missing(jobs, config, processes or os.cpu_count() or 1, quiet=quiet)
+        missing = _missing(jobs)
+        _make(missing, jobs, config, processes or os.cpu_count() or 1, quiet=quiet)
         replicates = []
         for job in jobs:
             record = json.loads(job.file.read_text())
@@ -108,11 +108,15 @@ def ship(summary: dict[str, Any]) -> Path:
     return path
 
 
-def _make_missing(
-    jobs: Sequence[Job], config: CalibrationConfig, processes: int, *, quiet: bool
+def _make(
+    missing: Sequence[Job],
+    jobs: Sequence[Job],
+    config: CalibrationConfig,
+    processes: int,
+    *,
+    quiet: bool,
 ) -> None:
     progress = Progress(sum(_cost(config, job.cell) for job in jobs), quiet=quiet)
-    missing = [job for job in jobs if not _is_there(job)]
     left = sum(_cost(config, job.cell) for job in missing)
     progress.skip(sum(_cost(config, job.cell) for job in jobs) - left)
 
@@ -134,8 +138,8 @@ def _make_missing(
     if failures:
         job, error = failures[0]
         raise UserError(
-            f"{len(failures)} of {len(jobs)} replicates failed, first {job.label}: {error!r}; the "
-            "others are kept, and its SAEs where it had any"
+            f"{len(failures)} of {len(jobs)} replicates failed, first {job.label}: {error!r}; what "
+            "was made is kept, and the same line tries the rest again"
         )
     progress.close(f"done; {len(jobs)} replicates")
 
@@ -165,23 +169,21 @@ def _write(
     return summary
 
 
-def _is_there(job: Job) -> bool:
-    """Trained, and counted by this code."""
-    if not job.file.exists():
-        return False
-    made_by = json.loads(job.file.read_text()).get("code_sha256")
-    return bool(made_by == job.code_sha256)
-
-
-def _require_this_code(jobs: Sequence[Job]) -> None:
+def _missing(jobs: Sequence[Job]) -> list[Job]:
+    """Those that were not made, or counted by other code. Raises UserError where other code trained
+    their SAEs, or where these were not kept."""
+    found = []
     for job in jobs:
-        if job.file.exists() and not _is_there(job):
-            if is_kept(job.saes, job.training_sha256):
-                continue  # counted again
+        there = job.file.exists()
+        if there and json.loads(job.file.read_text()).get("code_sha256") == job.code_sha256:
+            continue
+        if there and not is_kept(job.saes, job.training_sha256):
             raise UserError(
                 f"{job.file} was made by other code; remove the replicates to make them again, or "
                 "choose another --out"
             )
+        found.append(job)
+    return found
 
 
 @cache

@@ -135,13 +135,13 @@ def _make(
 ) -> None:
     began = time.time()
     with threads(1):
+        data = SyntheticData(job.cell.data(seed=job.replicate))
         if is_kept(job.saes, job.training_sha256):
             trained = kept(job.saes, job.cell)
         else:
-            data = SyntheticData(job.cell.data(seed=job.replicate))
             trained = train(data, job.cell, job.replicate, config, workers=1, heartbeat=heartbeat)
             keep(trained, job.saes, job.training_sha256)
-        rows = run_replicate(job.cell, job.replicate, config, trained=trained)
+        rows = run_replicate(job.cell, job.replicate, config, data=data, trained=trained)
     record = {
         "cell": job.cell.name,
         "replicate": job.replicate,

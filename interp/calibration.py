@@ -20,7 +20,8 @@ NEIGHBOURHOOD = math.sqrt(2)
 ROOM = 2
 """How many times N the largest dictionary must hold, as in the calibration."""
 OFTEN = 0.5
-"""Share of a cell's replicates in which N must be identified for the cell to have a bias."""
+"""Share of a cell's replicates in which N must be identified for the cell to have a bias, as the
+gates ask (`min_identified`)."""
 KEPT = ("n_per_dim", "k_ratio", "zipf", "structure", "noise", "n_seeds", "n_replicates")
 
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from interp.calibration import UNCALIBRATED, calibrated, condensed
+from interp.calibrate_gates import gates_text
+from interp.calibration import OFTEN, UNCALIBRATED, calibrated, condensed
 from interp.estimate import Estimate
 from saes.latent_set import DUPLICATE_COSINE
 
@@ -70,6 +71,7 @@ def test_what_more_seeds_have_to_find_is_another_count():
 
 
 def test_a_cell_that_mostly_refused_has_no_bias():
+    assert gates_text()["min_identified"] == OFTEN
     seldom = record(k_ratio=2.0, bias=0.4, n_identified=49, n_replicates=100)
     often = record(bias=0.02, n_identified=50, n_replicates=100)
     text = calibrated(ESTIMATE, [often, seldom])
