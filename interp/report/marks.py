@@ -175,8 +175,8 @@ def intervals(
     shown = _shown(points, legend)
     colour = alt.Stroke("kind:N", scale=_by_kind("category"), legend=shown)
     if along == "x":
-        return marks.encode(_at(x, low), y, colour, x2=f"{high}:Q")
-    return marks.encode(x, _at(y, low), colour, y2=f"{high}:Q")
+        return marks.encode(at(x, low), y, colour, x2=f"{high}:Q")
+    return marks.encode(x, at(y, low), colour, y2=f"{high}:Q")
 
 
 def arrows(points: Sequence[Row], x: alt.X, y: alt.Y) -> alt.Chart | None:
@@ -217,7 +217,7 @@ def labels(points: Sequence[Row], x: alt.X, y: alt.Y) -> list[alt.Chart]:
     ]
     height = alt.expr("datum.lift ? -34 : -11")
     return [
-        layer(named).mark_text(style=style, dy=height).encode(x, _at(y, "top"), text="label:N")
+        layer(named).mark_text(style=style, dy=height).encode(x, at(y, "top"), text="label:N")
         for style in (["label", "halo"], "label")
     ]
 
@@ -272,7 +272,7 @@ def _top(point: Row) -> float:
     return max(float(point[key]) for key in ("y", "high") if point.get(key) is not None)
 
 
-def _at(channel: Any, field: str) -> Any:
+def at(channel: Any, field: str) -> Any:
     """The same axis for another field: layers share a scale only if they agree on its settings."""
     moved = channel.copy()
     moved.shorthand = f"{field}:Q"
