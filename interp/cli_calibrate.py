@@ -126,7 +126,7 @@ def _bridge(args: argparse.Namespace) -> None:
 
 def _calibrate(args: argparse.Namespace) -> None:
     from interp import calibrate
-    from interp.calibrate_gates import summary_table
+    from interp.calibrate_tables import gate_table, n_table, others_table, sayings
 
     config = calibrate.resolve(
         args.preset,
@@ -145,13 +145,12 @@ def _calibrate(args: argparse.Namespace) -> None:
     if args.json:
         print_json({"cells": summary["cells"], "gates": summary["gates"]})
         return
-    print_table(summary_table(summary["cells"]), "known feature counts; N/d beside the true n/d")
+    cells, gates = summary["cells"], summary["gates"]
+    print_table(n_table(cells), "known feature counts: N per dimension beside the true n/d")
     print()
-    for gate in summary["gates"]:
-        mark = {True: "passed", False: "FAILED", None: "undecided"}[gate["passed"]]
-        value = "-" if gate["value"] is None else f"{gate['value']:+.3f}"
-        low, high = gate["limit"]
-        where = f" ({gate['cell']})" if gate["cell"] else ""
-        print(f"{mark:9}  {gate['name']}: {value} in {low:g} to {high:g}{where}")
-        print(f"           {gate['verdict']}")
+    print_table(others_table(cells), "the same by other estimators")
+    print()
+    print_table(gate_table(gates), "gates")
+    for said in sayings(gates):
+        print(f"\n{said}")
     print(f"\ntable, summary and figure: {out}")

@@ -35,6 +35,7 @@ AFTERWARDS = {
     "calibrate_presets.py",
     "calibrate_replicate.py",
     "calibrate_saturation.py",
+    "calibrate_tables.py",
     "calibrate_training.py",
     "calibrate_truth.py",
     "calibration.py",

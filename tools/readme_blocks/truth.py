@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from interp.calibrate_tables import gate_table
 from interp.report.wording import span
 
 
@@ -38,18 +39,12 @@ def calibration(root: Path) -> str:
         "![Estimated against true features per dimension]"
         "(results/calibration/figures/calibration.png)",
         "",
-        "| gate | value | limit | |",
-        "|---|---|---|---|",
+        *_markdown(gate_table(summary["gates"])),
     ]
-    for gate in summary["gates"]:
-        value = "-" if gate["value"] is None else f"{gate['value']:+.3f}"
-        low, high = gate["limit"]
-        verdict = {True: "passed", False: "**failed**", None: "undecided"}[gate["passed"]]
-        lines.append(f"| {gate['name']} | {value} | {low:g} to {high:g} | {verdict} |")
     minutes = float(summary["wall_time_seconds"]) / 60
     return "\n".join(lines) + (
-        "\n\n`saturation` is N, the level at which counts of growing dictionaries stop; "
-        "`saturation_atoms`, added after trials, is N without latents that stand for two others. "
+        "\n\nN is the level at which counts of growing dictionaries stop; composites are latents "
+        "that stand for two others (an estimator added after trials). "
         "Undecided: "
         f"{_undecided(summary)}.\n\n"
         f"{_plain_count(folder)}\n\n"
@@ -130,6 +125,11 @@ def bridge(root: Path) -> str:
         f"{off['represented_per_dim']:.2f} per dimension.\n\n{pictures}\n\n"
         f"`{summary['command']}`, {seconds / 60:.0f} minutes; [`bridge/`](bridge/)."
     )
+
+
+def _markdown(rows: list[dict[str, str]]) -> list[str]:
+    cells = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return [f"| {' | '.join(line)} |" for line in cells]
 
 
 def _undecided(summary: dict[str, Any]) -> str:
