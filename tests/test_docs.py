@@ -119,6 +119,17 @@ def test_the_site_is_put_together_whole(site: ModuleType) -> None:
     assert (site.PAGES / "notebooks" / "01_quickstart.ipynb").is_file()
 
 
+def test_who_reads_a_page_in_the_repository_is_told_where_the_rest_is(site: ModuleType) -> None:
+    for path in DOCS.rglob("*.md"):
+        text = path.read_text()
+        for taken in site.TAKEN.finditer(text):
+            assert site.INSTEAD.match(text, taken.start()), f"{path.name}: {taken[0]}"
+        if site.TAKEN.search(text):
+            shown = site.page(path)
+            assert "is in README" not in shown
+            assert "print it.*" not in shown
+
+
 def test_what_a_page_cannot_take_stops_the_site(site: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no block 'weather'"):
         site._block("weather")

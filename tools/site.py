@@ -1,8 +1,9 @@
 """Puts the site's pages together in build/pages, so that nothing is written twice; checks the site.
 
 In a page of docs/, a line `<!-- README: speed -->` becomes that generated block of README.md,
-`<!-- file: CITATION.cff -->` a file's text, `<!-- help: interp -->` the help of every command. What
-pages link to elsewhere in the repository (notebooks, figures and tables of results) comes along.
+`<!-- file: CITATION.cff -->` a file's text, `<!-- help: interp -->` the help of every command. The
+line in italics below it, which tells readers of the repository where that is, goes. What pages link
+to elsewhere in the repository (notebooks, figures and tables of results) comes along.
 The result is plain Markdown for whatever renders it. `make docs` does all of it; `--check` comes
 last and fails where a page of the site would fetch something from elsewhere.
 """
@@ -25,6 +26,7 @@ SITE = ROOT / "site"
 ELSEWHERE = {"CHANGELOG.md": "changes.md", "interp/ladder/MODEL_CARD.md": "model-card.md"}
 """Pages of the site that are files outside docs/, and their places in it."""
 TAKEN = re.compile(r"^<!-- (README|file|help): (\S+) -->$", re.MULTILINE)
+INSTEAD = re.compile(r"^(<!-- (?:README|file|help): \S+ -->)\n\*.+\*$", re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 FETCHES = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//")
 
@@ -71,7 +73,8 @@ def page(source: Path) -> str:
             return f"```\n{(ROOT / name).read_text().rstrip()}\n```"
         return "\n\n".join(_help(name))
 
-    return TAKEN.sub(take, _linked(source.read_text(), here, here))
+    text = INSTEAD.sub(r"\1", source.read_text())
+    return TAKEN.sub(take, _linked(text, here, here))
 
 
 def _linked(text: str, source: str, here: str) -> str:
