@@ -31,19 +31,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp import toy_batches, toy_model
 from interp.machine import cpu_name
-from interp.toy_batches import Stream
-from interp.toy_frequencies import Frequencies
-from interp.toy_model import Scratch, ToyConfig, ToyModel
-from interp.toy_presets import STRONG, WEAK, WIDTHS
-from interp.toy_sweep import Workers, advance, workers
+from interp.toy import batches
+from interp.toy import model as toy_model
+from interp.toy.batches import Stream
+from interp.toy.frequencies import Frequencies
+from interp.toy.model import Scratch, ToyConfig, ToyModel
+from interp.toy.presets import STRONG, WEAK, WIDTHS
+from interp.toy.sweep import Workers, advance, workers
 
 N, BATCH, N_STEPS = 1000, 2048, 3000
 TARGET = 6
 STEPS_PER_ROUND = 10
 PARTS: dict[str, tuple[Any, str]] = {
-    "sampling (one model's share of it)": (toy_batches.Stream, "batch"),
+    "sampling (one model's share of it)": (batches.Stream, "batch"),
     "products": (toy_model, "_product"),
     "rows of outputs": (toy_model, "loss_and_gradients"),
     "AdamW": (toy_model, "adamw"),

@@ -23,20 +23,20 @@ from torch import Tensor
 
 from interp import durable
 from interp.bridge_figures import bridge_figures
-from interp.calibrate_cells import CalibrationConfig, Cell, refusal
-from interp.calibrate_replicate import run_replicate
-from interp.calibrate_saturation import saturation_rows
+from interp.calibrate.cells import CalibrationConfig, Cell, refusal
+from interp.calibrate.replicate import run_replicate
+from interp.calibrate.saturation import saturation_rows
 from interp.correlate import Association, spearman_exact, spearman_within
 from interp.errors import UserError
 from interp.machine import cpu_name
 from interp.progress import Progress
 from interp.report import static
 from interp.run import write_json
-from interp.toy_batches import Stream
-from interp.toy_frequencies import Frequencies
-from interp.toy_measures import REPRESENTED_NORM, measure
-from interp.toy_model import Scratch, ToyConfig, ToyModel
-from interp.toy_sweep import advance, workers
+from interp.toy.batches import Stream
+from interp.toy.frequencies import Frequencies
+from interp.toy.measures import REPRESENTED_NORM, measure
+from interp.toy.model import Scratch, ToyConfig, ToyModel
+from interp.toy.sweep import advance, workers
 
 DECAYS = (-1.0, 0.0, 0.3, 1.0, 3.0)
 """From strong superposition, where every feature is represented, to weak, where few are."""

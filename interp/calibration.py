@@ -66,7 +66,7 @@ def calibrated(
     are of counts that merged other latents than today's do.
     records: `condensed`; None takes the shipped ones.
     """
-    # As `calibrate_saturation.FITS` names them.
+    # As `calibrate.saturation.FITS` names them.
     name = estimate.estimator
     if min_seeds != MIN_SEEDS:
         name += "_all" if min_seeds == estimate.n_seeds else "_of_some"

@@ -17,7 +17,7 @@ from scipy import special
 from scipy.linalg import blas
 from torch import Tensor
 
-from interp.toy_measures import REPRESENTED_NORM
+from interp.toy.measures import REPRESENTED_NORM
 
 _ROWS_AT_ONCE = 512
 _ROUNDING = 1e-12

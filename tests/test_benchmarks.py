@@ -212,7 +212,7 @@ def test_toy_step_on_a_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
         check = toy.largest_difference(config, 30)
         assert check["loss_relative"] < 1e-4
         assert check["W_largest"] < 1e-3
-    from interp.toy_sweep import workers
+    from interp.toy.sweep import workers
 
     with workers(1) as pool:
         found = toy.race(1.5, pool, 1)

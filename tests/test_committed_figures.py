@@ -11,14 +11,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from interp import toy_figures
 from interp.bridge_figures import bridge_figures
-from interp.calibrate_figure import calibration_figure
+from interp.calibrate.figure import calibration_figure
 from interp.report import static
 from interp.report.figures import all_figures
 from interp.report.marks import Figure
 from interp.report.reading import read_summary
-from interp.toy_tables import wide
+from interp.toy import figures as toy_figures
+from interp.toy.tables import wide
 
 RESULTS = Path(__file__).parents[1] / "results"
 STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/models.json"))

@@ -9,14 +9,14 @@ import pytest
 import torch
 from calibrations import INDEPENDENT, cell, config, rows_of
 
-from interp import calibrate, calibrate_jobs
-from interp.calibrate_cells import CalibrationConfig, Cell
-from interp.calibrate_figure import calibration_figure
-from interp.calibrate_gates import cell_records, tidy, verdicts
-from interp.calibrate_presets import PRESETS
-from interp.calibrate_replicate import run_replicate
-from interp.calibrate_saturation import saturation_rows
-from interp.calibrate_training import keep, kept
+from interp.calibrate import jobs, run
+from interp.calibrate.cells import CalibrationConfig, Cell
+from interp.calibrate.figure import calibration_figure
+from interp.calibrate.gates import cell_records, tidy, verdicts
+from interp.calibrate.presets import PRESETS
+from interp.calibrate.replicate import run_replicate
+from interp.calibrate.saturation import saturation_rows
+from interp.calibrate.training import keep, kept
 from interp.cli import main
 from interp.errors import UserError
 
@@ -37,7 +37,7 @@ TINY = CalibrationConfig(
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     out = tmp_path_factory.mktemp("calibration") / "out"
-    return out, calibrate.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
+    return out, run.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
 
 
 def test_a_run_leaves_its_contract(tiny):
@@ -72,7 +72,7 @@ def test_a_lost_replicate_is_made_again_and_nothing_else(tiny):
     content, stamp = json.loads(lost.read_text()), kept.stat().st_mtime_ns
     lost.unlink()
     (out / "replicates" / f".{lost.name}.partial").write_text("cut off")
-    after = calibrate.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
+    after = run.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
     again = json.loads(lost.read_text())
     assert again["rows"] == content["rows"]
     assert kept.stat().st_mtime_ns == stamp
@@ -83,7 +83,7 @@ def test_a_lost_replicate_is_made_again_and_nothing_else(tiny):
 def counted_by_other_code(tiny, tmp_path) -> tuple[Path, Path]:
     """A copy of the tiny run of which one replicate was counted by other code."""
     out = Path(shutil.copytree(tiny[0], tmp_path / "out"))
-    file = min((out / calibrate.REPLICATES).glob("*.json"))
+    file = min((out / run.REPLICATES).glob("*.json"))
     stale = json.loads(file.read_text()) | {"code_sha256": "another", "rows": []}
     file.write_text(json.dumps(stale))
     return out, file
@@ -96,10 +96,10 @@ def test_other_counting_counts_the_same_saes_again(tiny, tmp_path, monkeypatch):
     def no_training(*args, **options):
         raise AssertionError("its SAEs are there")
 
-    monkeypatch.setattr(calibrate_jobs, "train", no_training)
-    again = calibrate.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
+    monkeypatch.setattr(jobs, "train", no_training)
+    again = run.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
     assert again["cells"] == tiny[1]["cells"]
-    first = tiny[0] / calibrate.REPLICATES / file.name
+    first = tiny[0] / run.REPLICATES / file.name
     assert json.loads(file.read_text())["rows"] == json.loads(first.read_text())["rows"]
     assert {f: f.stat().st_mtime_ns for f in kept} == kept
 
@@ -114,7 +114,7 @@ def test_replicates_by_other_code_are_not_taken_over(tiny, tmp_path, how):
         keep(kept(saes, TINY.cells[0]), saes, "another")
     before = (out / "summary.json").read_bytes()
     with pytest.raises(UserError, match=r"was made by other code; remove the replicates"):
-        calibrate.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
+        run.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
     assert (out / "summary.json").read_bytes() == before
 
 
@@ -122,29 +122,29 @@ def test_a_replicate_that_fails_leaves_the_others(tiny, tmp_path, monkeypatch):
     out, file = counted_by_other_code(tiny, tmp_path)
     other = max(file.parent.glob("*.json"))
     other.unlink()
-    run = calibrate_jobs.run_replicate
+    well = jobs.run_replicate
 
     def failing(cell, *args, **options):
         if file.name.startswith(cell.name):
             raise ValueError("no count")
-        return run(cell, *args, **options)
+        return well(cell, *args, **options)
 
-    monkeypatch.setattr(calibrate_jobs, "run_replicate", failing)
+    monkeypatch.setattr(jobs, "run_replicate", failing)
     with pytest.raises(UserError, match=r"1 of 2 replicates failed, first .*ValueError.*no count"):
-        calibrate.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
+        run.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
     assert other.exists()
 
 
 def test_numbers_begin_where_nobody_has_looked(tmp_path):
     beyond = TINY.model_copy(update={"first_replicate": 7, "n_replicates": 2})
-    jobs = calibrate._jobs(beyond, tmp_path)
-    assert [job.replicate for job in jobs] == [7, 7, 8, 8]
-    assert jobs[0].file.name == f"{TINY.cells[0].name}.7.json"
-    assert jobs[0].training_sha256 not in ("", jobs[0].code_sha256)
+    made = run._jobs(beyond, tmp_path)
+    assert [job.replicate for job in made] == [7, 7, 8, 8]
+    assert made[0].file.name == f"{TINY.cells[0].name}.7.json"
+    assert made[0].training_sha256 not in ("", made[0].code_sha256)
 
 
 def test_a_count_keeps_what_it_was_made_of(tiny):
-    for file in (tiny[0] / calibrate.REPLICATES).glob("*.json"):
+    for file in (tiny[0] / run.REPLICATES).glob("*.json"):
         rows = json.loads(file.read_text())["rows"]
         by_name = {(r["estimator"], r["d_sae"]): r for r in rows}
         counts = [r for r in rows if r["detail"] is not None]
@@ -176,10 +176,10 @@ def test_another_calibration_is_refused(tiny, tmp_path):
     out, _ = tiny
     changed = TINY.model_copy(update={"n_rows": 4_096})
     with pytest.raises(UserError, match="n_rows is 8192 there, 4096 here"):
-        calibrate.calibrate(changed, out, command="", quiet=True)
+        run.calibrate(changed, out, command="", quiet=True)
     (tmp_path / "mine").write_text("something else")
     with pytest.raises(UserError, match="holds no calibration"):
-        calibrate.calibrate(TINY, tmp_path, command="", quiet=True)
+        run.calibrate(TINY, tmp_path, command="", quiet=True)
 
 
 def test_the_figure_says_every_cell_and_shows_refusals_hollow():
@@ -283,15 +283,15 @@ def test_larger_dictionaries_get_more_rows():
 
 def test_a_finished_calibration_is_judged_again(tiny):
     out, before = tiny
-    again = calibrate.calibrate(TINY, out, command="interp calibrate", processes=2, quiet=True)
+    again = run.calibrate(TINY, out, command="interp calibrate", processes=2, quiet=True)
     assert (again["cells"], again["gates"]) == (before["cells"], before["gates"])
 
 
 def test_processes_make_the_same_replicates_as_one(tiny, tmp_path):
     out = tmp_path / "two"
-    summary = calibrate.calibrate(TINY, out, command="interp calibrate", processes=2, quiet=True)
+    summary = run.calibrate(TINY, out, command="interp calibrate", processes=2, quiet=True)
     assert summary["cells"] == tiny[1]["cells"]
-    for file in (tiny[0] / calibrate.REPLICATES).glob("*.json"):
-        one, two = (json.loads((f / calibrate.REPLICATES / file.name).read_text())
+    for file in (tiny[0] / run.REPLICATES).glob("*.json"):
+        one, two = (json.loads((f / run.REPLICATES / file.name).read_text())
                     for f in (tiny[0], out))  # fmt: skip
         assert one["rows"] == two["rows"]

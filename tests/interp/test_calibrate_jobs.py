@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from interp import calibrate_jobs
-from interp.calibrate_cells import CalibrationConfig
-from interp.calibrate_jobs import Job, make, wall_seconds
-from interp.calibrate_presets import PRESETS
+import interp.calibrate.jobs
+from interp.calibrate.cells import CalibrationConfig
+from interp.calibrate.jobs import Job, make, wall_seconds
+from interp.calibrate.presets import PRESETS
 from interp.errors import UserError
 
 GATES = PRESETS["gates"]
@@ -41,7 +41,7 @@ def test_nothing_to_make_starts_nothing(tmp_path: Path) -> None:
 def test_a_lost_process_loses_no_more_than_what_was_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibrate_jobs, "_make", dies_at_the_third)
+    monkeypatch.setattr(interp.calibrate.jobs, "_make", dies_at_the_third)
     told = []
     with pytest.raises(UserError, match="a process of the calibration was killed"):
         told += make(jobs(tmp_path, 6), GATES, 2)
@@ -55,7 +55,7 @@ def test_a_lost_process_loses_no_more_than_what_was_running(
 def test_an_error_of_a_replicate_is_the_callers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibrate_jobs, "_make", refuses)
+    monkeypatch.setattr(interp.calibrate.jobs, "_make", refuses)
     with pytest.raises(UserError, match="no room for 0"):
         list(make(jobs(tmp_path, 2), GATES, 2))
     assert not multiprocessing.active_children()
@@ -72,8 +72,8 @@ def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
     program = f"""
 import multiprocessing, threading, time
 from pathlib import Path
-from interp.calibrate_jobs import Job, make
-from interp.calibrate_presets import PRESETS
+from interp.calibrate.jobs import Job, make
+from interp.calibrate.presets import PRESETS
 
 def tell():
     while len(multiprocessing.active_children()) < 2:
@@ -101,8 +101,8 @@ def test_ctrl_c_while_processes_start_is_one_error_the_parents(tmp_path: Path) -
     program = f"""
 import multiprocessing, os, signal, threading, time
 from pathlib import Path
-from interp.calibrate_jobs import Job, make
-from interp.calibrate_presets import PRESETS
+from interp.calibrate.jobs import Job, make
+from interp.calibrate.presets import PRESETS
 
 def interrupt():
     while len(multiprocessing.active_children()) < 2:
@@ -141,8 +141,8 @@ def test_ctrl_c_while_a_job_is_handed_over_ends_it(
         yield
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(calibrate_jobs, "_make", sleeps)
-    monkeypatch.setattr(calibrate_jobs, "_ctrl_c_held", interrupted)
+    monkeypatch.setattr(interp.calibrate.jobs, "_make", sleeps)
+    monkeypatch.setattr(interp.calibrate.jobs, "_ctrl_c_held", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(make(jobs(tmp_path, 2), GATES, 2))
     assert not multiprocessing.active_children()

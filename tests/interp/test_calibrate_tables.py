@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from interp.calibrate_tables import gate_table, n_table, others_table, sayings
+from interp.calibrate.tables import gate_table, n_table, others_table, sayings
 
 
 def estimator(name: str, **found: Any) -> dict[str, Any]:

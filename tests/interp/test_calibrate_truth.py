@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from interp.calibrate_truth import beside_the_truth, facts_of
+from interp.calibrate.truth import beside_the_truth, facts_of
 from saes.latent_set import LatentSet
 from saes.matching import ReproducibleCount
 from saes.sae import SparseActs

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from interp.calibrate_gates import gates_text
+from interp.calibrate.gates import gates_text
 from interp.calibration import OFTEN, UNCALIBRATED, calibrated, condensed
 from interp.estimate import Estimate
 from saes.latent_set import DUPLICATE_COSINE

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from interp import cli
-from interp.cli_parts import count, print_table, size
+from interp.cli.parts import count, print_table, size
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -203,7 +203,7 @@ def test_memory_that_is_not_there_is_one_line(
     def fails(args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr(cli, "_models", fails)
+    monkeypatch.setattr(cli.models, "_models", fails)
     assert "out of memory. Tried to allocate 20.00 MiB; use" in refused(capsys, "models")
 
 
@@ -295,7 +295,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupted(args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_models", interrupted)
+    monkeypatch.setattr(cli.models, "_models", interrupted)
     assert cli.main(["models"]) == 130
     assert "same line" in capsys.readouterr().err
 
@@ -306,7 +306,7 @@ def test_a_disk_that_fills_in_a_write_is_told_in_a_line(
     def full(args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")  # as write() has it: without a name
 
-    monkeypatch.setattr(cli, "_models", full)
+    monkeypatch.setattr(cli.models, "_models", full)
     assert cli.main(["models"]) == 2
     assert capsys.readouterr().err == (
         "interp: No space left on device; make room, then run the same line again\n"
@@ -319,6 +319,6 @@ def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         def defect(args: object, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr(cli, "_models", defect)
+        monkeypatch.setattr(cli.models, "_models", defect)
         with pytest.raises(type(error)):
             cli.main(["models"])

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from interp import ladder
-from interp.cli_parts import LOSS_TOKENS
+from interp.cli.parts import LOSS_TOKENS
 from interp.errors import UserError
 from interp.ladder import corpus
 from interp.ladder.bigram import bigram_loss

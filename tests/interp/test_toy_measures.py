@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from interp.toy_exponents import fit_exponent, left_out_exponent
-from interp.toy_frequencies import Frequencies
-from interp.toy_measures import measure, measure_overlaps
-from interp.toy_model import Scratch, ToyConfig, ToyModel
-from interp.toy_reproduction import reproduction, table
-from interp.toy_tables import KEYS, lines, quantities, wide
+from interp.toy.exponents import fit_exponent, left_out_exponent
+from interp.toy.frequencies import Frequencies
+from interp.toy.measures import measure, measure_overlaps
+from interp.toy.model import Scratch, ToyConfig, ToyModel
+from interp.toy.reproduction import reproduction, table
+from interp.toy.tables import KEYS, lines, quantities, wide
 
 CONFIG = ToyConfig(
     Frequencies("power", 1.5, 200), m=20, decay=0.1, batch_size=512, n_steps=10, warmup_steps=1,
@@ -182,7 +182,7 @@ def test_exponent_refuses() -> None:
 
 
 def sweep_table(loss_of) -> pd.DataFrame:
-    """`toy_tables.wide` of made-up models whose loss is `loss_of(config)`."""
+    """`tables.wide` of made-up models whose loss is `loss_of(config)`."""
     rows = []
     for decay in (-1.0, -0.5, 0.1, 1.0):
         for m in (10, 15, 25):

@@ -9,9 +9,9 @@ import pytest
 from toy_plain import PlainToyModel
 
 from interp.errors import UserError
-from interp.toy_batches import EVALUATION, Batch, Stream
-from interp.toy_frequencies import Frequencies
-from interp.toy_model import Scratch, ToyConfig, ToyModel
+from interp.toy.batches import EVALUATION, Batch, Stream
+from interp.toy.frequencies import Frequencies
+from interp.toy.model import Scratch, ToyConfig, ToyModel
 
 POWER = Frequencies("power", 1.0, 60)
 CONFIG = ToyConfig(

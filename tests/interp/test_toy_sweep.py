@@ -14,16 +14,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from interp import toy_sweep
 from interp.cli import main
 from interp.errors import UserError
 from interp.progress import Progress
-from interp.toy import run_toy
-from interp.toy_batches import Stream
-from interp.toy_frequencies import Frequencies
-from interp.toy_model import Scratch, ToyConfig, ToyModel
-from interp.toy_presets import ABOUT, PRESETS, Preset, preset
-from interp.toy_sweep import groups, train_group, workers
+from interp.toy import sweep
+from interp.toy.batches import Stream
+from interp.toy.frequencies import Frequencies
+from interp.toy.model import Scratch, ToyConfig, ToyModel
+from interp.toy.presets import ABOUT, PRESETS, Preset, preset
+from interp.toy.run import run_toy
+from interp.toy.sweep import groups, train_group, workers
 
 POWER = Frequencies("power", 1.5, 80)
 CONFIGS = [
@@ -74,7 +74,7 @@ def test_resume_equals_uninterrupted(tmp_path: Path) -> None:
     # What was resumed from was half-way, and half-way differs from the end.
     state.write_bytes(before)
     halfway = [ToyModel(c) for c in CONFIGS]
-    toy_sweep._restore(halfway, state)
+    sweep._restore(halfway, state)
     assert halfway[0].n_steps == 100
     assert not same(whole, halfway)
 
@@ -133,7 +133,7 @@ def test_run_is_whole_and_resumes_to_the_same_tables(tmp_path: Path) -> None:
     # One killed between groups, in the middle of the second.
     other = tmp_path / "b"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy_sweep, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(sweep, "CHECKPOINT_SECONDS", 0.0)
         steps = iter(range(16))
         plain = ToyModel.step
 
@@ -160,16 +160,16 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_toy_sweep import TINY
-from interp import toy_sweep
-from interp.toy import run_toy
-from interp.toy_model import ToyModel
+from interp.toy import sweep
+from interp.toy.run import run_toy
+from interp.toy.model import ToyModel
 plain = ToyModel.step
 def step(self, batch, scratch):
     if self.n_steps == 110:
         os.kill(os.getpid(), signal.SIGKILL)
     return plain(self, batch, scratch)
 ToyModel.step = step
-toy_sweep.train_group.__kwdefaults__["checkpoint_seconds"] = 0.0
+sweep.train_group.__kwdefaults__["checkpoint_seconds"] = 0.0
 run_toy(TINY, Path(sys.argv[1]), threads=2, quiet=True)
 """
 
@@ -181,7 +181,7 @@ def test_kill_nine_then_the_same_line(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL
     [state] = (tmp_path / "killed" / "models").glob("*.state.safetensors")
     halfway = [ToyModel(config) for config in CONFIGS]
-    toy_sweep._restore(halfway, state)
+    sweep._restore(halfway, state)
     assert halfway[0].n_steps == 100
     run_toy(TINY, tmp_path / "killed", quiet=True)
     run_toy(TINY, tmp_path / "whole", quiet=True)

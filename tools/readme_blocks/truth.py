@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from interp.calibrate_tables import gate_table
+from interp.calibrate.tables import gate_table
 from interp.report.wording import span
 
 

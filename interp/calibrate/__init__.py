@@ -1,0 +1,1 @@
+"""Estimators of feature counts against data with a known number of features."""

@@ -1,0 +1,1 @@
+"""The toy model of superposition: training, measures, sweeps, and the published claims."""
