@@ -4,86 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from interp.calibration import UNCALIBRATED, calibrated
+from interp.cell import BESIDE, Cell
 from interp.config import MIN_SIZES, StudyConfig
-from interp.estimate import Estimate, InsufficientData
+from interp.estimate import ATOMS, Estimate, InsufficientData
 from interp.hook_points import HookPoint
 from interp.packing import MAX_CHANGE_IN_COUNT, saturation
 from interp.run import CONTROLS, TRAINED
-from interp.spots import HALF, layer_depth, primary_layer
+from interp.spots import layer_depth, primary_layer
 from interp.strictness import SETTINGS, quantity_of
 
 Z_95 = 1.959964
 MEANS = ("token", "position")
 """What is removed from the contextual stream."""
-
-
-class _Cell:
-    """The rows of one model, control, layer, stream and dictionary size, by quantity."""
-
-    def __init__(self, rows: pd.DataFrame) -> None:
-        # What was removed from a stream is of the stream, whatever role its SAEs have.
-        of_all = rows["role"].isna() | (rows["role"] == "main")
-        main = rows[of_all & (rows["seed"].isna() | (rows["seed"] == 0))]
-        self._rows = {r["quantity"]: r for r in main.to_dict("records")}
-        halves = rows[(rows["role"] == HALF) & (rows["quantity"] == "reproducible")]["value"]
-        self.half = None if halves.empty else float(halves.iloc[0])
-        """S_>=2 of the same seeds after half of the training tokens."""
-        fvus = rows[(rows["role"] == HALF) & (rows["quantity"] == "fvu")]["value"]
-        self.fvu_half = None if fvus.empty else float(fvus.mean())
-        """Mean over these seeds, then."""
-
-    def get(self, quantity: str, field: str = "value") -> float | None:
-        row = self._rows.get(quantity)
-        value = None if row is None else row[field]
-        return None if value is None or not math.isfinite(value) else float(value)
-
-    def flag(self, quantity: str) -> bool | None:
-        value = self.get(quantity)
-        return None if value is None else value == 1.0
-
-    def note(self, quantity: str) -> str | None:
-        row = self._rows.get(quantity)
-        return row["note"] if row is not None and isinstance(row["note"], str) else None
-
-    def interval(self, quantity: str) -> dict[str, float | None]:
-        return {field: self.get(quantity, field) for field in ("value", "ci_low", "ci_high")}
-
-    def whole(self, quantity: str, field: str = "value") -> int | None:
-        value = self.get(quantity, field)
-        return None if value is None else int(value)
-
-    def estimate(self, quantity: str, d_model: int, d_sae: int, n_seeds: int) -> Estimate:
-        """One estimator's row with everything that has to stand beside it."""
-        value, note = self.get(quantity), self.note(quantity)
-        censored = quantity == "reproducible" and bool(self.flag("censored"))
-        row = self._rows.get(quantity) or {}
-        return Estimate(
-            quantity,
-            value=value,
-            ci_low=self.get(quantity, "ci_low"),
-            # The interval of a full dictionary is that of its size: nothing bounds it from above.
-            ci_high=None if censored else self.get(quantity, "ci_high"),
-            per_dim=None if value is None else value / d_model,
-            n_tokens=self.whole("held_out_tokens"),
-            n_seeds=n_seeds if quantity == "reproducible" else 1,
-            d_sae=d_sae,
-            k=None if pd.isna(row.get("k")) else int(row["k"]),
-            # A note says why there is no interval, or that the value is only a bound.
-            identified=value is not None and note is None and not censored,
-            reason=note,
-            censored=censored,
-        ).with_training(
-            fvu=self.get("fvu_mean"),
-            fvu_matched=self.flag("fvu_matched"),
-            tokens_per_latent=self.get("tokens_per_latent"),
-            converged=self.flag("converged"),
-        )
+LEVELS = {"reproducible": "saturation", ATOMS: "saturation_atoms"}
+"""The level that each one's counts of growing dictionaries stop at."""
 
 
 def usable(estimate: Estimate) -> bool:
@@ -103,14 +44,14 @@ def packing_records(
     results: pd.DataFrame, facts: list[dict[str, Any]], config: StudyConfig
 ) -> list[dict[str, Any]]:
     """One record per model, layer, stream, size and estimator; the controls' stand inside it."""
-    cells: dict[Any, _Cell] = {
-        key: _Cell(group)
+    cells: dict[Any, Cell] = {
+        key: Cell(group)
         for key, group in results[results["d_sae"].notna()].groupby(
             ["d_model", "model", "layer", "about", "d_sae", "control"], sort=True
         )
     }
     records = []
-    by_place: dict[tuple[Any, ...], list[tuple[int, dict[str, _Cell]]]] = {}
+    by_place: dict[tuple[Any, ...], list[tuple[int, dict[str, Cell]]]] = {}
     for (d_model, model, layer, about, d_sae, control), cell in cells.items():
         place = by_place.setdefault((d_model, model, layer, about), [])
         if not place or place[-1][0] != d_sae:
@@ -133,13 +74,15 @@ def packing_records(
                     _add_what_was_behind(record, by_control)
                 records.append(record)
         if len(sizes) >= MIN_SIZES:
-            found = {
-                control: n
-                for control in (TRAINED, *CONTROLS)
-                if (n := _saturation(sizes, control, int(d_model), config)) is not None
-            }
-            if TRAINED in found:
-                records.append(where | _record(found, config.architecture, config.min_seeds))
+            for quantity in LEVELS:
+                found = {
+                    control: n
+                    for control in (TRAINED, *CONTROLS)
+                    if (n := _saturation(sizes, control, quantity, int(d_model), config))
+                    is not None
+                }
+                if TRAINED in found:
+                    records.append(where | _record(found, config.architecture, config.min_seeds))
     return records
 
 
@@ -163,10 +106,10 @@ def sensitivity_records(
     """S_>=2 under every rule for k and architecture, where any beside the primary ones was run."""
     counted = results[results["d_sae"].notna()]
     place = ["d_model", "model", "layer", "about", "d_sae"]
-    cells: dict[Any, dict[str, _Cell]] = {}
+    cells: dict[Any, dict[str, Cell]] = {}
     keys = [*place, "architecture", "k_rule", "control"]
     for (*at, control), group in counted.groupby(keys, sort=True):
-        cells.setdefault(tuple(at), {})[str(control)] = _Cell(group)
+        cells.setdefault(tuple(at), {})[str(control)] = Cell(group)
     places = {at[:-2] for at in cells if at[-2:] != (config.architecture, "fvu")}
     records = []
     for (d_model, model, layer, about, d_sae, architecture, rule), by_control in cells.items():
@@ -183,7 +126,7 @@ def sensitivity_records(
     return records
 
 
-def _outgrown(cell: _Cell, larger: list[_Cell]) -> bool | None:
+def _outgrown(cell: Cell, larger: list[Cell]) -> bool | None:
     """Whether a larger dictionary of the same place finds more: the count is then a lower bound.
 
     More is beyond chance (95%, the two independent) and by at least what convergence lets pass. A
@@ -204,7 +147,7 @@ def _outgrown(cell: _Cell, larger: list[_Cell]) -> bool | None:
     )
 
 
-def _add_what_was_behind(record: dict[str, Any], by_control: Mapping[str, _Cell]) -> None:
+def _add_what_was_behind(record: dict[str, Any], by_control: Mapping[str, Cell]) -> None:
     """Beside each count: that of half the training, what chance gave and was subtracted, what the
     SAEs keep of the stream and of the loss, whether its classes name tokens, and the count under
     other matching, where these were looked at."""
@@ -212,7 +155,7 @@ def _add_what_was_behind(record: dict[str, Any], by_control: Mapping[str, _Cell]
         (record, by_control[TRAINED]),
         *((control, by_control[control["name"]]) for control in record["controls"]),
     ):
-        one["value_half"] = cell.half
+        one["value_half"] = cell.half()
         one["fvu_half"] = cell.fvu_half
         one["null"] = cell.get("reproducible_null")
         one["ce_loss_recovered"] = cell.get("ce_loss_recovered")
@@ -221,9 +164,24 @@ def _add_what_was_behind(record: dict[str, Any], by_control: Mapping[str, _Cell]
             one["token_identity"] = _token_identity(cell, n_classes)
         if strictness := _strictness(cell):
             one["strictness"] = strictness
+        if cell.get(ATOMS) is not None:
+            one["without_composites"] = _without_composites(cell)
 
 
-def _token_identity(cell: _Cell, n_classes: int) -> dict[str, Any]:
+def _without_composites(cell: Cell) -> dict[str, Any]:
+    """The count of what is left when latents that stand for two others are taken out."""
+    return {
+        "n_composites": cell.get("composites_mean"),
+        **cell.interval(ATOMS),
+        "value_half": cell.half(ATOMS),
+        "null": cell.get(f"{ATOMS}_null"),
+        "converged": cell.flag("converged_atoms"),
+        "censored": bool(cell.flag("censored_atoms")),
+        "reason": cell.note(ATOMS),
+    }
+
+
+def _token_identity(cell: Cell, n_classes: int) -> dict[str, Any]:
     return {
         "n_classes": n_classes,
         "bits": cell.get("token_entropy_bits"),
@@ -236,7 +194,7 @@ def _token_identity(cell: _Cell, n_classes: int) -> dict[str, Any]:
     }
 
 
-def _strictness(cell: _Cell) -> list[dict[str, Any]]:
+def _strictness(cell: Cell) -> list[dict[str, Any]]:
     """One record per setting of either test, the headline's own among them; empty where not run."""
     counted = {(by, at): quantity_of(by, at) for by, at in SETTINGS}
     found = [
@@ -251,7 +209,7 @@ def _strictness(cell: _Cell) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: (one["by"] != "cosine", one["at"]))
 
 
-def _at_strictness(cell: _Cell, by: str, at: float | None, name: str) -> dict[str, Any]:
+def _at_strictness(cell: Cell, by: str, at: float | None, name: str) -> dict[str, Any]:
     reason = cell.note(name)
     record = {"by": by, "at": at, "headline": name == "reproducible", **cell.interval(name)}
     if reason is not None:  # a full dictionary, whose interval is that of its size
@@ -260,28 +218,37 @@ def _at_strictness(cell: _Cell, by: str, at: float | None, name: str) -> dict[st
 
 
 def _saturation(
-    sizes: list[tuple[int, dict[str, _Cell]]], control: str, d_model: int, config: StudyConfig
+    sizes: list[tuple[int, dict[str, Cell]]],
+    control: str,
+    quantity: str,
+    d_model: int,
+    config: StudyConfig,
 ) -> Estimate | None:
-    """N over dictionary sizes, from converged counts only.
+    """The level of a count over dictionary sizes, from converged ones only; None if not counted.
 
     Where fewer than the estimator needs have converged: the largest converged count, as a bound.
     """
-    cells = [(d_sae, by_control[control]) for d_sae, by_control in sizes if control in by_control]
+    name, suffix = LEVELS[quantity], BESIDE[quantity]
+    cells = [
+        (d_sae, by_control[control])
+        for d_sae, by_control in sizes
+        if control in by_control and by_control[control].has(quantity)
+    ]
     if not cells:
         return None
     usable = [
-        (d, c) for d, c in cells if c.flag("converged") and c.get("reproducible_se") is not None
+        (d, c)
+        for d, c in cells
+        if c.flag(f"converged{suffix}") and c.get(f"{quantity}_se") is not None
     ]
     if not usable:
-        last = cells[-1][1].estimate("reproducible", d_model, cells[-1][0], config.n_seeds)
+        last = cells[-1][1].estimate(quantity, d_model, cells[-1][0], config.n_seeds)
         return Estimate(
-            "saturation", value=None, n_tokens=last.n_tokens, n_seeds=config.n_seeds,
+            name, value=None, n_tokens=last.n_tokens, n_seeds=config.n_seeds,
             d_sae=last.d_sae, k=last.k, fvu=last.fvu, converged=False, identified=False,
             reason="no dictionary size converged (undertrained)",
         )  # fmt: skip
-    columns = [
-        [d, c.get("reproducible"), c.get("reproducible_se"), c.get("fvu_mean")] for d, c in usable
-    ]
+    columns = [[d, c.get(quantity), c.get(f"{quantity}_se"), c.get("fvu_mean")] for d, c in usable]
     D, S, se, fvu = np.array(columns, dtype=float).T
     try:
         found = saturation(
@@ -290,7 +257,7 @@ def _saturation(
         )  # fmt: skip
     except InsufficientData as refusal:
         found = refusal.partial
-    return found.with_training(
+    return replace(found, estimator=name).with_training(
         fvu=float(fvu.mean()),
         fvu_matched=all(bool(c.flag("fvu_matched")) for _, c in usable),
         tokens_per_latent=min(c.get("tokens_per_latent") or 0.0 for _, c in usable),

@@ -8,6 +8,9 @@ from typing import Any
 
 from interp import jupyter
 
+ATOMS = "reproducible_atoms"
+"""Name of the count without composites: latents that stand for two others (`saes.composites`)."""
+
 
 @dataclass(frozen=True)
 class Estimate:

@@ -28,6 +28,7 @@ AFTERWARDS = {
     "bridge_figures.py",
     "budgets.py",
     "calibration.py",
+    "cell.py",
     "chao.py",
     "config.py",
     "constant_width.py",
@@ -101,7 +102,7 @@ SAES_ASIDE = {"cli.py", "errors.py", "options.py", "peers.py", "pretrained.py", 
 
 
 COUNTING = {"documents.py", "estimate.py", "estimation.py", "packing.py", "reproducibility.py",
-            "splice.py", "spot_rows.py", "strictness.py", "token_identity.py",
+            "splice.py", "spot_counts.py", "spot_rows.py", "strictness.py", "token_identity.py",
             "assignment.py", "composites.py", "edges.py", "latent_set.py", "matching.py",
             "null_dictionaries.py"}  # fmt: skip
 """Modules that measure SAEs which are there: where they alone change, no SAE is trained again."""

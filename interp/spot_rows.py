@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from interp.config import StudyConfig
@@ -15,28 +14,17 @@ from interp.contextual import ContextualMeans
 from interp.estimation import one_seed_estimates
 from interp.held_out import HeldOut
 from interp.models import Model
-from interp.packing import (
-    COUNT_SLACK_PER_DIM,
-    Estimate,
-    InsufficientData,
-    Reproducibility,
-    converged,
-    reproducible_estimate,
-)
+from interp.packing import COUNT_SLACK_PER_DIM, converged
 from interp.splice import ce_loss_recovered
+from interp.spot_counts import Row, count_only, counts_of, estimate_row, rows_of
 from interp.spots import Spot
-from interp.strictness import by_strictness
-from interp.token_identity import token_identity
 from interp.tokens import TokenBlocks
 from saes.latent_set import LatentSet
-from saes.matching import null_reproducible, null_threshold, reproducible
 from saes.metrics import evaluate
-from saes.sae import SAE
+from saes.sae import SAE, SparseActs
 
 FVU_TOLERANCE = 0.02
 """FVU counts as matched when the main SAEs' mean is within this of the target."""
-
-Row = dict[str, Any]
 
 
 def pilot_rows(pilot: Mapping[str, Any]) -> list[Row]:
@@ -68,59 +56,37 @@ def sae_rows(
     whether the pilots found a k that reaches the target FVU. n_tokens: of training, of each main
     SAE. strictness: whether to count under looser and stricter matching too.
     """
-    rows: list[Row] = []
-    d_sae, d_in = main[0].d_sae, main[0].d_in
     counted = replace(held, x=held.x.cpu())
-    fvus: dict[str, float] = {}
-    counts: dict[str, float] = {}
-    whole: Reproducibility | None = None
-    for role, group in (("main", main), ("half", half)):
-        if group is None:
-            continue
-        results = [evaluate(sae, [held.x]) for sae in group]
-        for seed, result in enumerate(results):
-            values = {"fvu": result.fvu, "l0": result.l0, "dead_fraction": result.dead_fraction}
-            rows += [
-                {"quantity": q, "value": v, "k": k, "seed": seed, "role": role}
-                for q, v in values.items()
-            ]
-        fvus[role] = float(np.mean([r.fvu for r in results]))
-        codes = [sae.encode(held.x).to("cpu") for sae in group]
-        group = [sae.to("cpu") for sae in group]
-        latents = [LatentSet.from_acts(s.W_dec, c) for s, c in zip(group, codes, strict=True)]
-        common = {"k": k, "role": role, "seed": None}
-        if role == "main":
-            estimate, found = _count(latents, counted, k, config)
-            whole = found
-            counts[role] = estimate.value or 0.0
-            rows.append(_estimate_row(estimate, **common))
-            said: list[Row] = [{"quantity": "censored", "value": float(estimate.censored)}]
-            if found is not None:
-                said += _behind(found) + _token_rows(latents, found, counted, config.seed)
-            if found is not None and strictness:
-                said += _strictness_rows(latents, found, counted, k, config.seed)
-            rows += [row | common for row in said]
-            rows += [
-                _estimate_row(e, k=k, role=role, seed=0)
-                for e in one_seed_estimates(group[0], codes[0], counted.doc_ids, seed=config.seed)
-            ]
-        else:
-            counts[role] = _count_only(latents, counted, k, config, whole)
-            rows.append({"quantity": "reproducible", "value": counts[role], **common})
-    matched = k_reached and abs(fvus["main"] - config.target_fvu) <= FVU_TOLERANCE
+    whole = _run(main, held, k, "main")
+    counts = counts_of(whole.latents, counted, k, config)
+    of_count = rows_of(counts, whole.latents, counted, k, config, strictness=strictness)
+    matched = k_reached and abs(whole.fvu - config.target_fvu) <= FVU_TOLERANCE
     facts: dict[str, float] = {
-        "fvu_mean": fvus["main"],
+        "fvu_mean": whole.fvu,
         "fvu_matched": float(matched),
-        "tokens_per_latent": n_tokens / d_sae,
+        "tokens_per_latent": n_tokens / main[0].d_sae,
         "dropped_fraction": held.dropped_fraction,
         "held_out_tokens": float(len(held.x)),
     }
-    if half is not None:
-        slack = COUNT_SLACK_PER_DIM * d_in
-        steady = converged(
-            counts["half"], counts["main"], fvus["half"], fvus["main"], count_slack=slack
+    rows = whole.rows + [row | {"k": k, "role": "main", "seed": None} for row in of_count]
+    rows += [
+        estimate_row(e, k=k, role="main", seed=0)
+        for e in one_seed_estimates(
+            main[0].to("cpu"), whole.codes[0], counted.doc_ids, seed=config.seed
         )
-        facts["converged"] = float(steady)
+    ]
+    if half is not None:
+        earlier = _run(half, held, k, "half")
+        rows += earlier.rows
+        for count in counts:
+            value = count_only(count, earlier.latents, counted, k, config)
+            rows.append(
+                {"quantity": count.name, "value": value, "k": k, "role": "half", "seed": None}
+            )
+            slack = COUNT_SLACK_PER_DIM * main[0].d_in
+            now = count.estimate.value or 0.0
+            steady = converged(value, now, earlier.fvu, whole.fvu, count_slack=slack)
+            facts[f"converged{count.suffix}"] = float(steady)
     return rows + [
         {"quantity": q, "value": v, "k": k, "role": "main", "seed": None} for q, v in facts.items()
     ]
@@ -169,103 +135,24 @@ def splice_rows(
     ]
 
 
-def _count(
-    latents: list[LatentSet], held: HeldOut, k: int, config: StudyConfig
-) -> tuple[Estimate, Reproducibility | None]:
-    """The count with its interval, and what it is made of; None where it was refused."""
-    generator = torch.Generator().manual_seed(config.seed)
-    try:
-        found = reproducible_estimate(
-            latents, held.doc_ids, held.x, k=k, min_seeds=config.min_seeds, generator=generator
-        )
-    except InsufficientData as refusal:
-        return refusal.partial, None
-    return found.estimate, found
+class _Run(NamedTuple):
+    """SAEs of one spot, one per seed, on held-out rows; on the CPU whatever they ran on."""
+
+    rows: list[Row]
+    """Their reconstruction, by seed."""
+    fvu: float
+    """Mean over the seeds."""
+    codes: list[SparseActs]
+    latents: list[LatentSet]
 
 
-def _behind(found: Reproducibility) -> list[Row]:
-    """The figures beside the count."""
-    facts = {
-        "reproducible_before_null": float(found.count.s_ge[found.min_seeds]),
-        "reproducible_null": float(found.null.s_ge[found.min_seeds]),
-        "reproducible_all_seeds": float(found.count.s_ge[found.count.n_seeds]),
-        "reproducible_se": found.se,
-        "match_threshold": found.count.threshold,
-        "match_correlation": found.count.min_correlation,
-        "live_latents_mean": float(np.mean(found.count.n_live)),
-        "merged_latents_mean": float(np.mean(found.count.n_merged)),
-    }
-    return [{"quantity": q, "value": v} for q, v in facts.items()]
-
-
-def _token_rows(
-    latents: list[LatentSet], found: Reproducibility, held: HeldOut, seed: int
-) -> list[Row]:
-    """Whether the classes that were counted only name the current token, or its position."""
-    identity = token_identity(
-        latents,
-        found.classes,
-        held.token_ids,
-        held.positions,
-        held.doc_ids,
-        duplicate_cosine=found.count.duplicate_cosine,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    facts = {
-        "token_entropy_classes": float(len(identity.bits)),
-        "token_entropy_all_bits": identity.all_bits,
-        "token_entropy_bits": float(np.median(identity.bits)) if len(identity.bits) else None,
-    }
-    return [
-        *map(_estimate_row, (identity.relative, identity.detectors)),
-        *map(_estimate_row, (identity.explained, identity.explained_by_place)),
-        *({"quantity": q, "value": v} for q, v in facts.items()),
+def _run(group: Sequence[SAE], held: HeldOut, k: int, role: str) -> _Run:
+    results = [evaluate(sae, [held.x]) for sae in group]
+    rows = [
+        {"quantity": q, "value": getattr(result, q), "k": k, "seed": seed, "role": role}
+        for seed, result in enumerate(results)
+        for q in ("fvu", "l0", "dead_fraction")
     ]
-
-
-def _strictness_rows(
-    latents: list[LatentSet], found: Reproducibility, held: HeldOut, k: int, seed: int
-) -> list[Row]:
-    """The count at other thresholds of both tests, and what chance gave there."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    how: dict[str, Any] = {"min_seeds": found.min_seeds, "k": k, "generator": generator}
-    for one in by_strictness(latents, held.doc_ids, held.x, found.count, **how):
-        rows.append(_estimate_row(one.estimate) | {"quantity": one.quantity})
-        rows.append({"quantity": f"{one.quantity}_null", "value": float(one.null)})
-    return rows
-
-
-def _count_only(
-    latents: list[LatentSet],
-    held: HeldOut,
-    k: int,
-    config: StudyConfig,
-    whole: Reproducibility | None,
-) -> float:
-    """The same count without its interval, which takes most of the time.
-
-    With the threshold and the null of `whole`, the count that it is compared with: another draw of
-    either would move a small count more than training does.
-    """
-    if whole is None:
-        generator = torch.Generator().manual_seed(config.seed)
-        most = max(found.n_live for found in latents)
-        threshold = null_threshold(held.x, most, most, generator=generator)
-        n_live = [found.n_live for found in latents]
-        null = null_reproducible(held.x, n_live, k, threshold=threshold, generator=generator)
-    else:
-        threshold, null = whole.count.threshold, whole.null
-    found = reproducible(latents, threshold).s_ge[config.min_seeds]
-    return float(max(found - null.s_ge[config.min_seeds], 0))
-
-
-def _estimate_row(estimate: Estimate, **more: Any) -> Row:
-    return {
-        "quantity": estimate.estimator,
-        "value": estimate.value,
-        "ci_low": estimate.ci_low,
-        "ci_high": estimate.ci_high,
-        "note": estimate.reason,
-        **more,
-    }
+    codes = [sae.encode(held.x).to("cpu") for sae in group]
+    latents = [LatentSet.from_acts(s.W_dec.cpu(), c) for s, c in zip(group, codes, strict=True)]
+    return _Run(rows, float(np.mean([r.fvu for r in results])), codes, latents)

@@ -17,7 +17,7 @@ from interp.calibrate.truth import beside_the_truth, facts_of
 from interp.chao import chao2_latents, incidence_of
 from interp.config import MIN_SEEDS
 from interp.decoder_overlap import overlap_estimates
-from interp.estimate import Estimate, InsufficientData
+from interp.estimate import ATOMS, Estimate, InsufficientData
 from interp.packing import (
     COUNT_SLACK_PER_DIM,
     DocumentTotals,
@@ -148,7 +148,7 @@ def _of_one_size(
     atoms = count(
         [without_composites(found) for found in latents],
         [without_composites(found) for found in before],
-        "reproducible_atoms",
+        ATOMS,
     )
     # The same matching as of `plain`, read more strictly.
     everyone = count(

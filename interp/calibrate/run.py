@@ -29,7 +29,7 @@ from interp.report import static
 from interp.run import write_json, write_table
 
 CONFIG = "config.json"
-_OF_STUDIES = {"spot_rows.py", "splice.py", "strictness.py", "token_identity.py"}
+_OF_STUDIES = {"spot_counts.py", "spot_rows.py", "splice.py", "strictness.py", "token_identity.py"}
 TRAINERS = {
     "interp": {"machine.py"},
     "interp.calibrate": {"cells.py", "training.py"},

@@ -1,10 +1,11 @@
 """What a summary says of the classes behind a count -> records."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from interp.report.json_values import interval, number, whole_number
-from interp.report.records import Strictness, TokenIdentity
+from interp.report.records import Strictness, TokenIdentity, WithoutComposites
 
 
 def read_token_identity(record: Mapping[str, Any]) -> TokenIdentity | None:
@@ -38,3 +39,17 @@ def read_strictness(record: Mapping[str, Any], d_model: int | None) -> tuple[Str
         for one in record.get("strictness") or ()
         if (at := number(one.get("at"))) is not None
     )
+
+
+def read_without_composites(
+    record: Mapping[str, Any], d_model: int | None
+) -> WithoutComposites | None:
+    """`without_composites` of the same, per dimension; None in runs without."""
+    found = record.get("without_composites") or {}
+    n_composites = number(found.get("n_composites"))
+    if n_composites is None:
+        return None
+    counted = interval(found)
+    if found.get("censored"):
+        counted = replace(counted, high=None)  # a full dictionary bounds nothing from above
+    return WithoutComposites(n_composites, counted.over(d_model))

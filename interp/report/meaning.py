@@ -11,6 +11,7 @@ ESTIMATORS: Mapping[str, str] = MappingProxyType(
         "({found_by}): matched one to one by direction and by when they fire",
         "saturation": "the level at which the latents found again by several dictionaries stop "
         "growing as the dictionary gets larger",
+        "saturation_atoms": "that level once latents that stand for two others are taken out",
         "live_latents_10": "latents of one dictionary that fire often enough, but not all the time",
         "hill_1": "the effective number of latents, exp of the entropy of their share of the "
         "activity, which follows how unequal they are as much as how many",

@@ -13,6 +13,7 @@ from interp.report.class_tables import (
     token_sentence,
     with_strictness,
 )
+from interp.report.composites import composites_reply
 from interp.report.contrast import Verdict, contrast
 from interp.report.records import Control, PackingRow, Summary
 from interp.report.tables import ARCHITECTURES
@@ -41,6 +42,7 @@ def objections(summary: Summary) -> tuple[Objection, ...]:
         ("The dictionaries were not trained long enough.", _training(summary)),
         ("The count is the size of the dictionary.", _size(summary, rows)),
         ("Random directions would match as well.", _chance(rows)),
+        ("Latents that stand for two others are counted too.", composites_reply(rows)),
         ("Nobody knows whether such a count is right.", _calibrated(rows)),
         ("Width drives both packing and loss.", _width(summary)),
     ]

@@ -10,7 +10,11 @@ import pandas as pd
 
 from interp.errors import UserError
 from interp.report.arm_reading import read_arm
-from interp.report.class_reading import read_strictness, read_token_identity
+from interp.report.class_reading import (
+    read_strictness,
+    read_token_identity,
+    read_without_composites,
+)
 from interp.report.interval import Interval
 from interp.report.json_values import interval, number, whole_number
 from interp.report.overlap_reading import read_overlaps
@@ -156,6 +160,7 @@ def _packing(record: Mapping[str, Any], models: Mapping[str, ModelRecord]) -> Pa
         counts=_counts(record, bool(censored)),
         loss_recovered=number(record.get("ce_loss_recovered")),
         removed=_removed(record),
+        without_composites=read_without_composites(record, model.d_model),
     )
 
 
@@ -193,6 +198,7 @@ def _control(record: Mapping[str, Any], d_model: int | None) -> Control:
         token_identity=read_token_identity(record),
         strictness=read_strictness(record, d_model),
         removed=_removed(record),
+        without_composites=read_without_composites(record, d_model),
     )
 
 

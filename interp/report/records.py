@@ -102,6 +102,15 @@ class Strictness:
 
 
 @dataclass(frozen=True)
+class WithoutComposites:
+    """The count once latents that stand for two others are taken out."""
+
+    n_composites: float
+    """Live latents of a dictionary that are such, mean over the seeds."""
+    per_dim: Interval
+
+
+@dataclass(frozen=True)
 class Removed:
     """Shares of the stream's variance that its token and position means hold."""
 
@@ -127,6 +136,7 @@ class Control:
     token_identity: TokenIdentity | None = None
     strictness: tuple[Strictness, ...] = ()
     removed: Removed | None = None
+    without_composites: WithoutComposites | None = None
 
     @property
     def rising(self) -> bool:
@@ -191,6 +201,8 @@ class PackingRow:
     """Of the loss that removing the stream costs; its SAEs' reconstruction put back."""
     removed: Removed | None = None
     """None where the count is of the stream as it is."""
+    without_composites: WithoutComposites | None = None
+    """None in runs that did not look for them."""
 
     @property
     def doubt(self) -> str | None:
