@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from interp.config import MIN_SEEDS
@@ -42,10 +42,15 @@ def condensed(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def shipped_file() -> Path:
+    """Where the package keeps them."""
+    return Path(__file__).parent / RESULT_FILE
+
+
 @cache
 def shipped() -> tuple[dict[str, Any], ...]:
     """The condensed records in the package; empty where none was shipped."""
-    file = files("interp").joinpath(RESULT_FILE)
+    file = shipped_file()
     return tuple(json.loads(file.read_text())) if file.is_file() else ()
 
 

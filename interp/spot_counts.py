@@ -33,8 +33,9 @@ class Count(NamedTuple):
     estimate: Estimate
     found: Reproducibility | None
     """What it is made of; None where it was refused."""
-    left_out: float = 0.0
-    """Live latents of a seed that it does not count, mean over the seeds."""
+    n_composites: float = 0.0
+    """Latents of a seed that it does not count and the first one does, mean over the seeds. Near
+    copies are not among them: neither counts those."""
 
 
 def counts_of(latents: list[LatentSet], held: HeldOut, k: int, config: StudyConfig) -> list[Count]:
@@ -46,10 +47,14 @@ def counts_of(latents: list[LatentSet], held: HeldOut, k: int, config: StudyConf
     if plain.found is None:
         return [plain]
     simple = _simple(latents)
-    left_out = [one.n_live - other.n_live for one, other in zip(latents, simple, strict=True)]
-    # Where there are none it is the same count; another draw of the null would say otherwise.
-    counted = _count(simple, held, k, config) if any(left_out) else (plain.estimate, plain.found)
-    return [plain, Count(ATOMS, "_atoms", _simple, *counted, float(np.mean(left_out)))]
+    if all(one.n_live == other.n_live for one, other in zip(latents, simple, strict=True)):
+        # The same count; another draw of the null would say otherwise.
+        return [plain, Count(ATOMS, "_atoms", _simple, plain.estimate, plain.found)]
+    estimate, found = _count(simple, held, k, config)
+    before = plain.found.count.n_live
+    after = [one.n_live for one in simple] if found is None else found.count.n_live
+    fewer = max(float(np.mean(before) - np.mean(after)), 0.0)
+    return [plain, Count(ATOMS, "_atoms", _simple, estimate, found, fewer)]
 
 
 def rows_of(
@@ -131,7 +136,10 @@ def _count(
 
 def _beside(atoms: Count) -> list[Row]:
     """The count without composites, and what goes with it."""
-    facts = {"composites_mean": atoms.left_out, "censored_atoms": float(atoms.estimate.censored)}
+    facts = {
+        "composites_mean": atoms.n_composites,
+        "censored_atoms": float(atoms.estimate.censored),
+    }
     if atoms.found is not None:
         null = atoms.found.null.s_ge[atoms.found.min_seeds]
         facts |= {f"{ATOMS}_null": float(null), f"{ATOMS}_se": atoms.found.se}

@@ -13,7 +13,8 @@ from interp import families
 from interp.config import MIN_SEEDS, StudyConfig
 from interp.constant_width import ARM, Arm
 from interp.correlate import partial_spearman, spearman_exact
-from interp.counts import packing_records, sensitivity_records
+from interp.counts import LEVELS, packing_records, sensitivity_records
+from interp.estimate import ATOMS
 from interp.exponent import ExponentFit, difference, fit_exponent
 from interp.mixed_model import mixed_model
 from interp.packing import COUNT_SLACK_PER_DIM
@@ -80,7 +81,12 @@ def summarise(
     scaling = _scaling(facts)
     arm = None
     if any(f["arm"] == ARM for f in facts):
-        counts = [r for r in packing if r["usable"] and not r["censored"]]
+        # Without composites most are the same count, and would be tested twice.
+        counts = [
+            r
+            for r in packing
+            if r["usable"] and not r["censored"] and r["estimator"] != LEVELS[ATOMS]
+        ]
         arm = Arm(counts, chosen, facts, primary, _loss_key(facts), config.seed)
     return {
         "preset": config.preset,

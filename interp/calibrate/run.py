@@ -20,7 +20,7 @@ from interp.calibrate.jobs import Job, make, wall_seconds
 from interp.calibrate.presets import PRESETS
 from interp.calibrate.saturation import saturation_rows
 from interp.calibrate.training import is_kept
-from interp.calibration import RESULT_FILE, condensed
+from interp.calibration import condensed, shipped_file
 from interp.errors import UserError
 from interp.machine import cpu_name
 from interp.progress import Progress
@@ -108,7 +108,7 @@ def calibrate(
 
 def ship(summary: dict[str, Any]) -> Path:
     """Put what reports need of a calibration into the package, beside the code; its path."""
-    path = Path(__file__).with_name(RESULT_FILE)
+    path = shipped_file()
     write_json(path, condensed(summary["cells"]))
     return path
 

@@ -8,72 +8,83 @@ from typing import Any
 from interp.calibrate.gates import gates_text
 
 MARKS = {True: "passed", False: "FAILED", None: "undecided"}
-ONE_SIZE = {"S>=2": "reproducible", "live": "live_latents_10", "F": "hill_1"}
+LEVELS = {
+    "saturation": "reproducible",
+    "saturation_atoms": "reproducible_atoms",
+    "saturation_all": "reproducible_all",
+}
+"""Estimators of N, and the count whose level each is."""
+SHORT = {"saturation": "N", "saturation_atoms": "atoms", "saturation_all": "all"}
+ONE_SIZE = {
+    "S>=2/d": "reproducible",
+    "atoms/d": "reproducible_atoms",
+    "all/d": "reproducible_all",
+    "live/d": "live_latents_10",
+    "F/d": "hill_1",
+}
 
 
-def n_table(records: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
-    """One row per cell: N per dimension beside the truth, and what of the features was found."""
-    rows = []
-    for record, by_name in _cells(records):
-        n = by_name["saturation"]
-        rows.append(
+def level_tables(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, str]]]:
+    """By estimator of N, in the gates' words, one row per cell: N per dimension beside the truth,
+    and what of the features was found."""
+    called, cells = gates_text()["estimators"], list(_cells(records))
+    tables = {}
+    for name, count in LEVELS.items():
+        rows = [
             {
                 **_what(record),
                 "N/d": _number(n["mean"], record),
                 "bias": _percent(n["bias"]),
-                "covers": _covers(n),
+                "covers": f"{n['n_covering']}/{n['n_with_interval']}",
                 "identified": f"{n['n_identified']}/{n['n_replicates']}",
-                **_beside_truth(by_name, record["n_features"]),
+                **_beside_truth(by_name, count, record["n_features"]),
             }
-        )
-    return rows
+            for record, by_name in cells
+            if (n := by_name.get(name)) is not None
+        ]
+        if rows:
+            tables[called[name]] = rows
+    return tables
 
 
-def others_table(records: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
-    """The same cells by other estimators; those of one size are of the largest dictionary."""
-    rows = []
-    for record, by_name in _cells(records):
-        row = _what(record)
-        for called, name in (("atoms", "saturation_atoms"), ("all", "saturation_all")):
-            if found := by_name.get(name):
-                row[f"{called}/d"] = _number(found["mean"], record)
-                row[f"{called} bias"] = _percent(found["bias"])
-                row[f"{called} covers"] = _covers(found)
-        for called, name in (
-            ("S>=2", "reproducible"),
-            ("live", "live_latents_10"),
-            ("F", "hill_1"),
-        ):
-            if found := by_name.get(name):
-                row[f"{called}/d"] = _number(found["mean_bound"], record)
-        rows.append(row)
-    return rows
+def one_size_table(records: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
+    """The same cells by what the largest dictionary alone gives."""
+    return [
+        _what(record)
+        | {
+            called: _number(by_name[name]["mean_bound"], record)
+            for called, name in ONE_SIZE.items()
+            if name in by_name
+        }
+        for record, by_name in _cells(records)
+    ]
 
 
-def gate_table(gates: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
+def gate_table(gates: Iterable[dict[str, Any]], *, short: bool = False) -> list[dict[str, str]]:
     """One row per gate, with the verdict and the value of every estimator, as shares."""
-    called = gates_text()["estimators"]
+    called = SHORT if short else gates_text()["estimators"]
     rows: dict[str, dict[str, str]] = {}
     for gate in gates:
         estimator, name = gate["name"].split(": ")
-        signed = "+" if gate["limit"][0] < 0 else ""
-        low, high = (f"{limit:{signed}.0%}" for limit in gate["limit"])
-        row = rows.setdefault(name, {"gate": name, "limits": f"{low} to {high}"})
+        low, high = gate["limit"]
+        signed = "+" if low < 0 else ""
+        limits = f"±{high:.0%}" if low == -high else f"{100 * low:.0f}-{high:.0%}"
+        row = rows.setdefault(name, {"gate": name, "limits": limits})
         value = "" if gate["value"] is None else f" {gate['value']:{signed}.1%}"
         row[called.get(estimator, estimator)] = MARKS[gate["passed"]] + value
     return list(rows.values())
 
 
 def sayings(gates: Iterable[dict[str, Any]]) -> list[str]:
-    """Every verdict in the words fixed beforehand, each once."""
-    return list(
-        dict.fromkeys(
-            gate["verdict"]
-            if gate["passed"] is None
-            else f"{MARKS[gate['passed']]}: {gate['verdict']}"
-            for gate in gates
-        )
-    )
+    """Every verdict in the words fixed beforehand, each once, with the cell that decided it."""
+    said = []
+    for gate in gates:
+        if gate["passed"] is None:
+            said.append(gate["verdict"])
+        else:
+            cell = f" ({gate['cell']})" if gate["cell"] else ""
+            said.append(f"{MARKS[gate['passed']]}: {gate['verdict']}{cell}")
+    return list(dict.fromkeys(said))
 
 
 def _cells(
@@ -92,19 +103,15 @@ def _what(record: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _beside_truth(by_name: dict[str, Any], n: int) -> dict[str, str]:
-    """Of what two seeds find in the largest dictionary: features hit, and what is none."""
-    hits, strays = (by_name.get(f"reproducible_{what}") for what in ("hits", "strays"))
+def _beside_truth(by_name: dict[str, Any], count: str, n: int) -> dict[str, str]:
+    """Of a count in the largest dictionary: features hit, and what stands for none."""
+    hits, strays = (by_name.get(f"{count}_{what}") for what in ("hits", "strays"))
     if hits is None or strays is None or hits["mean_bound"] is None:
         return {}
     return {
         "hits": f"{hits['mean_bound'] / n:.0%}",
         "strays": f"{strays['mean_bound'] / n:.0%}",
     }
-
-
-def _covers(found: dict[str, Any]) -> str:
-    return f"{found['n_covering']}/{found['n_with_interval']}"
 
 
 def _number(value: float | None, record: dict[str, Any]) -> str:

@@ -126,7 +126,7 @@ def _bridge(args: argparse.Namespace) -> None:
 
 def _calibrate(args: argparse.Namespace) -> None:
     from interp.calibrate import run
-    from interp.calibrate.tables import gate_table, n_table, others_table, sayings
+    from interp.calibrate.tables import gate_table, level_tables, one_size_table, sayings
 
     config = run.resolve(
         args.preset,
@@ -146,11 +146,12 @@ def _calibrate(args: argparse.Namespace) -> None:
         print_json({"cells": summary["cells"], "gates": summary["gates"]})
         return
     cells, gates = summary["cells"], summary["gates"]
-    print_table(n_table(cells), "known feature counts: N per dimension beside the true n/d")
+    for called, rows in level_tables(cells).items():
+        print_table(rows, f"known feature counts: {called}, per dimension, beside the true n/d")
+        print()
+    print_table(one_size_table(cells), "what the largest dictionary alone gives")
     print()
-    print_table(others_table(cells), "the same by other estimators")
-    print()
-    print_table(gate_table(gates), "gates")
+    print_table(gate_table(gates, short=True), "gates")
     for said in sayings(gates):
         print(f"\n{said}")
     print(f"\ntable, summary and figure: {out}")

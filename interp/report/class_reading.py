@@ -49,7 +49,7 @@ def read_without_composites(
     n_composites = number(found.get("n_composites"))
     if n_composites is None:
         return None
-    counted = interval(found)
-    if found.get("censored"):
+    counted, censored = interval(found), bool(found.get("censored"))
+    if censored:
         counted = replace(counted, high=None)  # a full dictionary bounds nothing from above
-    return WithoutComposites(n_composites, counted.over(d_model))
+    return WithoutComposites(n_composites, counted.over(d_model), found.get("converged"), censored)

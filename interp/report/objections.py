@@ -42,7 +42,7 @@ def objections(summary: Summary) -> tuple[Objection, ...]:
         ("The dictionaries were not trained long enough.", _training(summary)),
         ("The count is the size of the dictionary.", _size(summary, rows)),
         ("Random directions would match as well.", _chance(rows)),
-        ("Latents that stand for two others are counted too.", composites_reply(rows)),
+        ("Latents that stand for two others are counted too.", composites_reply(summary, rows)),
         ("Nobody knows whether such a count is right.", _calibrated(rows)),
         ("Width drives both packing and loss.", _width(summary)),
     ]

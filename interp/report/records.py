@@ -106,8 +106,11 @@ class WithoutComposites:
     """The count once latents that stand for two others are taken out."""
 
     n_composites: float
-    """Live latents of a dictionary that are such, mean over the seeds."""
+    """Of a dictionary, mean over the seeds."""
     per_dim: Interval
+    converged: bool | None
+    censored: bool
+    """Its dictionaries are full: the count is a lower bound."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
 """The calibrated bias beside an estimate: which cells it comes from, and when there is none."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import interp
+from interp import calibration
+from interp.calibrate import run
 from interp.calibrate.gates import gates_text
 from interp.calibration import OFTEN, UNCALIBRATED, calibrated, condensed
 from interp.estimate import Estimate
@@ -90,12 +94,31 @@ def test_counts_that_merged_other_latents_calibrate_nothing():
     assert calibrated(ESTIMATE, [one | {"duplicate_cosine": 0.99} for one in older]) == UNCALIBRATED
 
 
-def test_condensed_keeps_n_alone():
+@pytest.fixture
+def cell() -> dict:
+    """A calibration's record of one cell."""
     estimators = [
         {"estimator": name, "bias": 0.1, "n_identified": 1, "n_false_bounds": 0, "mean": 1.0}
         for name in ("hill_1", "saturation", "saturation_atoms")
     ]
-    cell = {k: v for k, v in record().items() if k not in ("estimator", "bias", "n_identified")}
-    found = condensed([cell | {"estimators": estimators, "d_in": 32}])
+    kept = {k: v for k, v in record().items() if k not in ("estimator", "bias", "n_identified")}
+    return kept | {"estimators": estimators, "d_in": 32}
+
+
+def test_condensed_keeps_n_alone(cell):
+    found = condensed([cell])
     assert [r["estimator"] for r in found] == ["saturation", "saturation_atoms"]
     assert found[0] == record(bias=0.1)
+
+
+def test_what_is_shipped_is_what_reports_read(cell, monkeypatch, tmp_path):
+    file = calibration.shipped_file()
+    assert file == Path(interp.__file__).parent / "calibration.json"
+    assert file.is_file()
+    monkeypatch.setattr(calibration, "RESULT_FILE", str(tmp_path / file.name))
+    assert run.ship({"cells": [cell]}) == calibration.shipped_file() == tmp_path / file.name
+    calibration.shipped.cache_clear()
+    try:
+        assert list(calibration.shipped()) == condensed([cell])
+    finally:
+        calibration.shipped.cache_clear()

@@ -43,8 +43,8 @@ def calibration(root: Path) -> str:
     ]
     minutes = float(summary["wall_time_seconds"]) / 60
     return "\n".join(lines) + (
-        "\n\nN is the level at which counts of growing dictionaries stop; composites are latents "
-        "that stand for two others (an estimator added after trials). "
+        "\n\nN is the level at which counts of growing dictionaries stop; without composites, "
+        "which was added after trials, it leaves out latents that stand for two others. "
         "Undecided: "
         f"{_undecided(summary)}.\n\n"
         f"{_plain_count(folder)}\n\n"
