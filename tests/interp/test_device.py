@@ -17,7 +17,7 @@ from pretend_gpu import OnGPU, pretend
 from tiny_study import tiny_study
 
 import saes
-from interp import cli, plan, resources, spot_rows, study
+from interp import cli, plan, resources, spot_counts, study
 from interp.budgets import require_fit, require_gpu_memory, require_time
 from interp.capture import capture
 from interp.config import StudyConfig, parse_config, read_config
@@ -83,7 +83,7 @@ def test_a_study_on_another_device_finds_what_the_cpu_finds(
     """Equal but for rounding: sums are taken in another order."""
     loaded: list[torch.device] = []
     counted: list[torch.device] = []
-    original, estimate = Measurement.run, spot_rows.reproducible_estimate
+    original, estimate = Measurement.run, spot_counts.reproducible_estimate
 
     def note(self: Measurement, *args: Any) -> None:
         loaded.append(self.model.device)
@@ -94,7 +94,7 @@ def test_a_study_on_another_device_finds_what_the_cpu_finds(
         return estimate(dicts, doc_ids, x_held, **more)
 
     monkeypatch.setattr(Measurement, "run", note)
-    monkeypatch.setattr(spot_rows, "reproducible_estimate", note_rows)
+    monkeypatch.setattr(spot_counts, "reproducible_estimate", note_rows)
     there = run_study(on_cuda(config), tmp_path / "cuda", quiet=True)
     assert there.failures == []
     assert {device.type for device in loaded} == {"cuda"}
