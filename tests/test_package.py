@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import tomllib
 from pathlib import Path
 
@@ -11,10 +10,12 @@ ROOT = Path(__file__).parents[1]
 
 def test_every_data_file_is_shipped() -> None:
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    listed = subprocess.run(
-        ["git", "ls-files", "interp", "saes"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    data = {path for path in map(Path, listed.stdout.split()) if path.suffix != ".py"}
+    data = {
+        file.relative_to(ROOT)
+        for package in ("interp", "saes")
+        for file in (ROOT / package).rglob("*")
+        if file.is_file() and file.suffix != ".py" and "__pycache__" not in file.parts
+    }
     shipped = {
         file.relative_to(ROOT)
         for package, patterns in setup["package-data"].items()

@@ -137,12 +137,10 @@ def _drawn(
     drawn = []
     known = [p for p in points if p["low"] is not None and p["high"] is not None]
     if known:
-        low = x.copy()
-        low.shorthand = "low:Q"
         drawn.append(
             marks.layer(known)
             .mark_rule(style="interval", yOffset=aside)
-            .encode(low, y, stroke, x2="high:Q")
+            .encode(marks.at(x, "low"), y, stroke, x2="high:Q")
         )
     drawn.append(
         marks.layer(points)

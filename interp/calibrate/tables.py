@@ -6,13 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from interp.calibrate.gates import gates_text
+from interp.calibrate.saturation import FITS
 
 MARKS = {True: "passed", False: "FAILED", None: "undecided"}
-LEVELS = {
-    "saturation": "reproducible",
-    "saturation_atoms": "reproducible_atoms",
-    "saturation_all": "reproducible_all",
-}
+LEVELS = {name: count for name, (count, converged_alone) in FITS.items() if converged_alone}
 """Estimators of N, and the count whose level each is."""
 SHORT = {"saturation": "N", "saturation_atoms": "atoms", "saturation_all": "all"}
 ONE_SIZE = {

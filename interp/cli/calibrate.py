@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -92,9 +91,7 @@ def _bridge(args: argparse.Namespace) -> None:
         "decays": args.decays and tuple(args.decays),
     }
     config = BridgeConfig(**{key: value for key, value in given.items() if value is not None})
-    words = list(sys.argv[1:]) if sys.argv[0].endswith("interp") else ["bridge"]
-    command_line = shlex.join(["interp", *words])
-    summary = bridge(config, args.out, command=command_line, threads=args.threads)
+    summary = bridge(config, args.out, command=args.line, threads=args.threads)
     if args.json:
         print_json(summary)
         return
@@ -135,11 +132,8 @@ def _calibrate(args: argparse.Namespace) -> None:
         n_rows=args.rows,
         sizes=args.sizes,
     )
-    words = list(sys.argv[1:]) if sys.argv[0].endswith("interp") else ["calibrate"]
     out = args.out or Path("runs") / f"calibrate-{args.preset}"
-    summary = run.calibrate(
-        config, out, command=shlex.join(["interp", *words]), processes=args.processes
-    )
+    summary = run.calibrate(config, out, command=args.line, processes=args.processes)
     if args.ship:
         print(f"shipped: {run.ship(summary)}", file=sys.stderr)
     if args.json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -41,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     is not there, are no defects.
     """
     parser = build_parser()
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(words)
+    args.line = shlex.join(["interp", *words])
     if not hasattr(args, "call"):
         parser.print_help()
         return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,8 +146,7 @@ def _study(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / Path(args.what).stem
     from interp.study import run_study
 
-    words = list(sys.argv[1:]) if sys.argv[0].endswith("interp") else ["study"]
-    return _finished(run_study(config, out, command=shlex.join(["interp", *words]), redo=args.redo))
+    return _finished(run_study(config, out, command=args.line, redo=args.redo))
 
 
 def _plan(args: argparse.Namespace) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +37,7 @@ def _toy(args: argparse.Namespace) -> None:
     out = args.out or Path("runs") / f"toy-{chosen.name}"
     from interp.toy.run import run_toy
 
-    words = list(sys.argv[1:]) if sys.argv[0].endswith("interp") else ["toy", args.preset]
-    line = shlex.join(["interp", *words])
-    summary = run_toy(chosen, out, threads=args.threads, command=line)
+    summary = run_toy(chosen, out, threads=args.threads, command=args.line)
     if args.json:
         print_json(summary["reproduction"])
         return

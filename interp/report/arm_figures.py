@@ -265,10 +265,12 @@ def _bars(points: Sequence[Row], x: alt.X, y: alt.Y, *, legend: bool) -> alt.Cha
     known = [p for p in points if p.get("low") is not None and p.get("high") is not None]
     if not known:
         return None
-    low = y.copy()
-    low.shorthand = "low:Q"
     colour = _colour(points, legend=legend)(alt.Stroke, "diverging")
-    return marks.layer(known).mark_rule(style="interval").encode(x, low, colour, y2="high:Q")
+    return (
+        marks.layer(known)
+        .mark_rule(style="interval")
+        .encode(x, marks.at(y, "low"), colour, y2="high:Q")
+    )
 
 
 def _paths(points: Sequence[Row], x: alt.X, y: alt.Y) -> alt.Chart | None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from interp import cli
 from interp.cli.parts import count, print_table, size
+from interp.errors import UserError
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -322,3 +325,23 @@ def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cli.models, "_models", defect)
         with pytest.raises(type(error)):
             cli.main(["models"])
+
+
+def test_a_study_records_the_line_it_was_started_by(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever started the program: `python -m interp.cli` too."""
+    from interp import study
+
+    told: list[str] = []
+
+    def refuses(*args: Any, command: str, **options: Any) -> None:
+        told.append(command)
+        raise UserError("enough")
+
+    monkeypatch.setattr(study, "run_study", refuses)
+    words = ["study", "quick", "--seeds", "3", "--out", str(tmp_path / "a folder")]
+    assert cli.main(words) == 2
+    monkeypatch.setattr(sys, "argv", ["/somewhere/interp/cli/__main__.py", *words])
+    assert cli.main() == 2
+    assert told == [shlex.join(["interp", *words])] * 2
