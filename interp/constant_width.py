@@ -15,6 +15,7 @@ from interp.leave_one_out import leave_one_out
 from interp.levers import BASE, ON_A_LOG_SCALE, OTHER, block, name_of, replicate, value_of
 from interp.mediation import mediation
 from interp.power import detectable
+from interp.unsettled import could_settle, with_unsettled
 
 ARM = "constant_width"
 CAPTION = (
@@ -59,7 +60,7 @@ class Arm:
         self.chosen = chosen
         self.counts = counts if len(self.widths) == 1 else []
         self.rows = [r for r in self.counts if any(r is c for c in chosen)]
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed, self.generator = seed, torch.Generator().manual_seed(seed)
 
     def correlation(self) -> Record:
         """The primary test: packing against loss over all usable models of the arm."""
@@ -121,13 +122,16 @@ class Arm:
             "left_out": self._left_out(),
             "seeds": self._seeds(),
             "measurement_share": _measurement_share(self.rows),
-            "dose_response": [r.to_json() for r in self._dose_response()],
+            "dose_response": [
+                r.to_json() for r in self._dose_response(self._outcomes(), self.generator)
+            ],
             "mediation": self._mediation(),
             "power": detectable(len(self.rows)).to_json(),
             "equal_k": self._equal_k(),
             "leave_one_out": leave_one_out(packing, losses, names, blocks).to_json(),
             "holm": self._secondary(),
             "equal_strictness": self._equal_strictness(),
+            "unsettled": self._unsettled(),
         }
 
     def _losses(self, rows: list[Record]) -> np.ndarray:
@@ -174,9 +178,11 @@ class Arm:
         names = [name_of(f) for f in self.facts.values() if not replicate(f)]
         return [name for name in dict.fromkeys(names) if name != OTHER]
 
-    def _dose_response(self) -> list[DoseResponse]:
+    def _dose_response(
+        self, outcomes: list[tuple[str, dict[str, float]]], generator: torch.Generator
+    ) -> list[DoseResponse]:
         found = []
-        for outcome, values in self._outcomes():
+        for outcome, values in outcomes:
             for lever in self._levers():
                 doses = {
                     name: dose
@@ -192,7 +198,7 @@ class Arm:
                         [replicate(self.facts[name]) for name in doses],
                         replicates=self._replicates(values),
                         doubling=lever in ON_A_LOG_SCALE,
-                        generator=self.generator,
+                        generator=generator,
                     )
                 )
         return corrected(found)
@@ -279,6 +285,22 @@ class Arm:
             "p": rank.p,
             "reason": rank.reason,
         }
+
+    def _unsettled(self) -> Record | None:
+        """The primary test and the levers' with counts that had not settled (`interp.unsettled`).
+
+        None where no count is left out for that alone. Draws of its own: the others stay as they
+        are.
+        """
+        rows = [r for r in self.chosen if could_settle(r)] if len(self.widths) == 1 else []
+        if all(r["converged"] is True for r in rows):
+            return None
+        generator = torch.Generator().manual_seed(self.seed)
+        blocks = [block(self.facts[r["model"]]) for r in rows]
+        found = with_unsettled(rows, self._losses(rows), blocks, generator=generator)
+        packing = {r["model"]: float(r["per_dim"]) for r in rows}
+        moves = self._dose_response([("packing", packing)], generator)
+        return found | {"dose_response": [r.to_json() for r in moves]}
 
     def _secondary(self) -> list[Record]:
         """Every other count, and the embedding's rows, against loss; Holm over what was tested."""

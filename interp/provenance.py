@@ -93,6 +93,7 @@ AFTERWARDS = {
     "summary.py",
     "token_frequencies.py",
     "units.py",
+    "unsettled.py",
 }
 """Modules of interp that make no rows: they may change under a half-done study."""
 

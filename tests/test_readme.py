@@ -246,6 +246,13 @@ def test_what_pages_say_of_the_study_of_one_width_is_in_it() -> None:
     summary = json.loads((ROOT / "results/referee/summary.json").read_text())
     arm = summary["arm"]
     assert f"settled in {arm['n_usable']} of {arm['n_models']} models" in number
+    let_in = arm["unsettled"]
+    assert f"({let_in['order_kept']:.2f} in the committed run)" in number
+    changes = " ".join((ROOT / "CHANGELOG.md").read_text().split())
+    assert (
+        f"Spearman is {let_in['spearman']:.2f} (p {let_in['p']:.2f}) over {let_in['n_models']} "
+        "models and decides nothing"
+    ).replace("is -", "is −") in changes
     primary = [r for r in summary["packing"] if r["estimator"] == "reproducible"]
     settled = {r["model"] for r in primary if r["converged"]}
     assert len(settled) == arm["n_usable"]

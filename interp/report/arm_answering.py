@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from math import isclose
 
+from interp.report.arm_names import lever_name
 from interp.report.arm_records import Arm, Secondary
 from interp.report.contrast import Verdict, contrast
 from interp.report.interval import Interval
 from interp.report.records import Control, Correlation, PackingRow, Summary
+from interp.report.unsettled import unsettled_sentences
 from interp.report.wording import in_prose, known_values, listed, plural, significant, span
 
 ALPHA = 0.05
@@ -14,19 +16,6 @@ FEWER = {Verdict.FEWER}
 NEARLY_ONE = 0.99
 MIN_MODELS = 5
 """Fewer cannot reach .05 in any order."""
-
-NAMES = {"row_decay": "row decay", "matrix_decay": "matrix decay", "base": "base and seeds"}
-OUTCOMES = {
-    "packing": "packing",
-    "loss": "loss",
-    "row_overlap": "overlap of the embedding's rows",
-    "row_length": "length of the embedding's rows",
-}
-
-
-def lever_name(lever: str) -> str:
-    """`row_decay` -> row decay."""
-    return NAMES.get(lever, lever.replace("_", " "))
 
 
 def arm_correlation(summary: Summary) -> Correlation | None:
@@ -69,6 +58,7 @@ def arm_more(summary: Summary, arm: Arm, rows: Sequence[PackingRow]) -> list[str
             _slope(found),
             _secondary(arm),
         ]
+    parts.append(unsettled_sentences(arm.unsettled))
     return [*(part for part in parts if part), *_twin(summary, rows), _mediation(arm)]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from interp.report import marks
-from interp.report.arm_answering import OUTCOMES, lever_name
+from interp.report.arm_names import OUTCOMES, lever_name
 from interp.report.arm_records import Arm
 from interp.report.arm_tables import lever_value
 from interp.report.marks import Figure, Row

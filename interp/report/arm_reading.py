@@ -6,6 +6,7 @@ from typing import Any
 from interp.report.arm_records import Arm, Effect, EqualK, EqualStrictness, Response, Secondary
 from interp.report.interval import Interval
 from interp.report.json_values import interval, number, whole_number
+from interp.report.unsettled import read_unsettled
 
 
 def read_arm(data: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> Arm:
@@ -36,6 +37,7 @@ def read_arm(data: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> Ar
         secondary=tuple(_secondary(record) for record in data.get("holm") or ()),
         equal_k=_equal_k(data.get("equal_k") or {}),
         equal_strictness=_equal_strictness(data.get("equal_strictness") or {}),
+        unsettled=read_unsettled(data.get("unsettled")),
     )
 
 

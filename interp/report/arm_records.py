@@ -80,6 +80,28 @@ class EqualStrictness:
 
 
 @dataclass(frozen=True)
+class Unsettled:
+    """The arm's primary test with counts let in that had not settled."""
+
+    n_models: int
+    n_settled: int
+    growth: tuple[float, float] | None
+    """Least and greatest share by which the counts changed with the last doubling."""
+    order_kept: float | None
+    """Spearman's rho of the counts after half and after all of the training."""
+    spearman: Interval
+    p: float | None
+    within_levers: float | None
+    p_within_levers: float | None
+    spearman_half: float | None
+    """Of the counts after half of the training."""
+    p_half: float | None
+    moving: tuple[str, ...]
+    """Levers that then move packing beyond chance."""
+    still: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Arm:
     """Models of one width in which training was varied; the primary test is a `Correlation`."""
 
@@ -101,6 +123,7 @@ class Arm:
     secondary: tuple[Secondary, ...]
     equal_k: EqualK | None
     equal_strictness: EqualStrictness | None
+    unsettled: Unsettled | None
 
     def moving(self, outcome: str) -> list[str]:
         """The levers that moved an outcome beyond chance."""

@@ -1,6 +1,6 @@
 """The tables of the constant-width arm: levers, other counts, and what goes through packing."""
 
-from interp.report.arm_answering import OUTCOMES, lever_name
+from interp.report.arm_names import OUTCOMES, lever_name
 from interp.report.arm_records import Arm
 from interp.report.tables import Table
 from interp.report.wording import at_its_width, percent, significant, verdict, whole, with_interval

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from interp.report.answering import at_widths as where
 from interp.report.answering import rows_in_the_answer
-from interp.report.arm_answering import OUTCOMES, lever_name
+from interp.report.arm_names import OUTCOMES, lever_name
 from interp.report.contrast import Verdict, contrast
 from interp.report.records import PackingRow, Summary
 from interp.report.wording import listed, percent, plural, significant

@@ -273,6 +273,12 @@ def _training(summary: Summary) -> str:
             f"; the others counted {span(halves)} per dimension after half of them and "
             f"{span(known_values(row.per_dim for row in moved))} after all, and enter no fit"
         )
+    anyway = None if summary.arm is None else summary.arm.unsettled
+    if anyway is not None and anyway.spearman.value is not None:
+        text += (
+            f". Let in all the same, they give Spearman {significant(anyway.spearman.value, 2)} "
+            f"with the loss (p {significant(anyway.p, 2)}), which is not the test that was declared"
+        )
     return text + "."
 
 
