@@ -161,21 +161,3 @@ def _value(
 
 def _finite(number: float) -> float | None:
     return float(number) if math.isfinite(number) else None
-
-
-def tidy(replicates: list[dict[str, Any]]) -> pd.DataFrame:
-    """All replicates' rows as one table, in the order of cell, replicate, size and estimator."""
-    rows = [
-        {"cell": r["cell"], "replicate": r["replicate"], "n_features": r["n_features"]} | row
-        for r in replicates
-        for row in r["rows"]
-    ]
-    # What a count was made of stays with the replicate.
-    frame = pd.DataFrame(rows).drop(columns="detail", errors="ignore")
-    for column in ("value", "ci_low", "ci_high", "se", "value_half", "fvu", "fvu_half"):
-        frame[column] = frame[column].astype("float64")
-    for column in ("identified", "censored", "converged"):
-        frame[column] = frame[column].astype("boolean")
-    frame["reason"] = frame["reason"].astype("string")
-    order = ["cell", "replicate", "d_sae", "estimator"]
-    return frame.sort_values(order, kind="stable").reset_index(drop=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -15,10 +15,11 @@ from pydantic import ValidationError
 from interp import durable
 from interp.calibrate.cells import CalibrationConfig, Cell, refusal
 from interp.calibrate.figure import calibration_figure
-from interp.calibrate.gates import cell_records, tidy, verdicts
+from interp.calibrate.gates import cell_records, verdicts
 from interp.calibrate.jobs import Job, make, wall_seconds
 from interp.calibrate.presets import PRESETS
 from interp.calibrate.saturation import saturation_rows
+from interp.calibrate.table import Record, replicates_of, tidy
 from interp.calibrate.training import is_kept
 from interp.calibration import condensed, shipped_file
 from interp.errors import UserError
@@ -43,6 +44,7 @@ COUNTERS = {
 }
 """Modules that count them: where these alone are others, nothing is trained again."""
 REPLICATES = "replicates"
+TABLE = "results.parquet"
 
 
 def resolve(
@@ -85,8 +87,9 @@ def calibrate(
 
     All cells' first replicates come before any second, so that whatever is there is even. Each
     replicate is a file of its own: a killed run loses those under way, and a longer run of the
-    same cells takes the others over. `processes`: how many at once, one thread each (default:
-    the cores). Writes `results.parquet`, `summary.json` and the figure into `out`.
+    same cells takes the others over. What `results.parquet` holds needs no such file: a folder's
+    config and table are enough to go on from. `processes`: how many at once, one thread each
+    (default: the cores). Writes `results.parquet`, `summary.json` and the figure into `out`.
     SAEs are kept beside them: where other code counts, they are counted again and not trained.
     Raises UserError where the folder holds another calibration or SAEs by other code, and, when all
     others are there, where a replicate failed.
@@ -96,11 +99,13 @@ def calibrate(
         (out / REPLICATES).mkdir(exist_ok=True)
         durable.remove_partials(out / REPLICATES)
         jobs = _jobs(config, out / REPLICATES)
-        missing = _missing(jobs)
+        held = replicates_of(out / TABLE)
+        missing = _missing(jobs, held)
         _make(missing, jobs, config, processes or os.cpu_count() or 1, quiet=quiet)
         replicates = []
         for job in jobs:
-            record = json.loads(job.file.read_text())
+            record = _found(job, held)
+            assert record is not None
             record["rows"] += saturation_rows(record["rows"], job.cell, config)
             replicates.append(record)
         return _write(config, out, replicates, command)
@@ -163,7 +168,7 @@ def _write(
         "wall_time_seconds": round(wall_seconds([r["span"] for r in replicates]), 1),
         "cpu": cpu_name(),
     }
-    write_table(out / "results.parquet", table)
+    write_table(out / TABLE, table)
     figure = calibration_figure(cells)
     if figure is not None:
         (out / "figures").mkdir(exist_ok=True)
@@ -174,21 +179,29 @@ def _write(
     return summary
 
 
-def _missing(jobs: Sequence[Job]) -> list[Job]:
+def _missing(jobs: Sequence[Job], held: Mapping[tuple[str, int], Record]) -> list[Job]:
     """Those that were not made, or counted by other code. Raises UserError where other code trained
     their SAEs, or where these were not kept."""
-    found = []
+    missing = []
     for job in jobs:
-        there = job.file.exists()
-        if there and json.loads(job.file.read_text()).get("code_sha256") == job.code_sha256:
+        found = _found(job, held)
+        if found is not None and found.get("code_sha256") == job.code_sha256:
             continue
-        if there and not is_kept(job.saes, job.training_sha256):
+        if found is not None and not is_kept(job.saes, job.training_sha256):
+            where = job.file if job.file.exists() else job.file.parents[1] / TABLE
             raise UserError(
-                f"{job.file} was made by other code; remove the replicates to make them again, or "
+                f"{where} was made by other code; remove the replicates to make them again, or "
                 "choose another --out"
             )
-        found.append(job)
-    return found
+        missing.append(job)
+    return missing
+
+
+def _found(job: Job, held: Mapping[tuple[str, int], Record]) -> Record | None:
+    """What is there of a replicate: its file, or else what the table `held`."""
+    if job.file.exists():
+        return dict(json.loads(job.file.read_text()))
+    return held.get((job.cell.name, job.replicate))
 
 
 @cache

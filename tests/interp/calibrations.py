@@ -1,7 +1,8 @@
 """Cells and replicates made up for the tests of the calibration."""
 
 from interp.calibrate.cells import CalibrationConfig, Cell
-from interp.calibrate.gates import cell_records, tidy, verdicts
+from interp.calibrate.gates import cell_records, verdicts
+from interp.calibrate.table import tidy
 
 INDEPENDENT = Cell(d_in=32, n_per_dim=4, l0=2, zipf=0.5)
 DIFFICULTIES = {

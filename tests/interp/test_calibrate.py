@@ -12,10 +12,11 @@ from calibrations import INDEPENDENT, cell, config, rows_of
 from interp.calibrate import jobs, run
 from interp.calibrate.cells import CalibrationConfig, Cell
 from interp.calibrate.figure import calibration_figure
-from interp.calibrate.gates import cell_records, tidy, verdicts
+from interp.calibrate.gates import cell_records, verdicts
 from interp.calibrate.presets import PRESETS
 from interp.calibrate.replicate import run_replicate
 from interp.calibrate.saturation import saturation_rows
+from interp.calibrate.table import replicates_of, tidy
 from interp.calibrate.training import keep, kept
 from interp.cli import main
 from interp.errors import UserError
@@ -71,6 +72,7 @@ def test_a_lost_replicate_is_made_again_and_nothing_else(tiny):
     lost, kept = files[0], files[1]
     content, stamp = json.loads(lost.read_text()), kept.stat().st_mtime_ns
     lost.unlink()
+    (out / "results.parquet").unlink()
     (out / "replicates" / f".{lost.name}.partial").write_text("cut off")
     after = run.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
     again = json.loads(lost.read_text())
@@ -80,9 +82,49 @@ def test_a_lost_replicate_is_made_again_and_nothing_else(tiny):
     assert sorted((out / "replicates").iterdir()) == files
 
 
+def test_a_table_is_enough_to_go_on_from(tiny, tmp_path, monkeypatch):
+    """What is kept of a calibration in a repository: a longer run of it makes the rest alone."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("config.json", "results.parquet"):
+        shutil.copy(tiny[0] / name, out)
+    made = []
+    well = jobs.run_replicate
+
+    def watched(cell, replicate, *args, **options):
+        made.append(replicate)
+        return well(cell, replicate, *args, **options)
+
+    monkeypatch.setattr(jobs, "run_replicate", watched)
+    how = {"command": "interp calibrate", "processes": 1, "quiet": True}
+    again = run.calibrate(TINY, out, **how)
+    assert not made
+    assert again == json.loads((tiny[0] / "summary.json").read_text())
+    longer = run.calibrate(TINY.model_copy(update={"n_replicates": 2}), out, **how)
+    assert made == [1, 1]
+    assert longer["n_replicates"] == 4
+    table = pd.read_parquet(out / "results.parquet")
+    first = table[table["replicate"] == 0].reset_index(drop=True)
+    pd.testing.assert_frame_equal(first, pd.read_parquet(tiny[0] / "results.parquet"))
+
+
+def test_a_table_by_other_code_is_not_gone_on_from(tiny, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copy(tiny[0] / "config.json", out)
+    table = pd.read_parquet(tiny[0] / "results.parquet")
+    table.assign(code_sha256="another").to_parquet(out / "results.parquet")
+    with pytest.raises(UserError, match=r"results.parquet was made by other code; remove"):
+        run.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
+    # One that says nothing of it is no calibration to go on from, and none that is in the way.
+    table.drop(columns="code_sha256").to_parquet(out / "results.parquet")
+    assert replicates_of(out / "results.parquet") == {}
+
+
 def counted_by_other_code(tiny, tmp_path) -> tuple[Path, Path]:
     """A copy of the tiny run of which one replicate was counted by other code."""
     out = Path(shutil.copytree(tiny[0], tmp_path / "out"))
+    (out / "results.parquet").unlink()
     file = min((out / run.REPLICATES).glob("*.json"))
     stale = json.loads(file.read_text()) | {"code_sha256": "another", "rows": []}
     file.write_text(json.dumps(stale))

@@ -3,8 +3,9 @@
 import pytest
 from calibrations import DIFFICULTIES, INDEPENDENT, cell, config, judged, many, rows_of
 
-from interp.calibrate.gates import cell_records, gates_text, tidy
+from interp.calibrate.gates import cell_records, gates_text
 from interp.calibrate.presets import PRESETS
+from interp.calibrate.table import tidy
 
 
 def test_a_gate_is_about_one_difficulty_inside_its_region():

@@ -1,0 +1,74 @@
+"""Replicates as one table, and back: what `results.parquet` holds is enough to go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from interp.calibrate.saturation import FITS
+
+Record = dict[str, Any]
+
+OF_REPLICATE = ["cell", "replicate", "n_features", "code_sha256", "began", "ended"]
+"""Columns that all rows of a replicate share; the rest are its rows', less their `detail`."""
+NUMBERS = ("value", "ci_low", "ci_high", "se", "value_half", "fvu", "fvu_half")
+FLAGS = ("identified", "censored", "converged")
+
+
+def tidy(replicates: Iterable[Record]) -> pd.DataFrame:
+    """All replicates' rows as one table, in the order of cell, replicate, size and estimator."""
+    rows = [
+        {
+            "cell": r["cell"],
+            "replicate": r["replicate"],
+            "n_features": r["n_features"],
+            "code_sha256": r.get("code_sha256"),
+            "began": (r.get("span") or [None, None])[0],
+            "ended": (r.get("span") or [None, None])[1],
+        }
+        | row
+        for r in replicates
+        for row in r["rows"]
+    ]
+    # What a count was made of stays with the replicate.
+    frame = pd.DataFrame(rows).drop(columns="detail", errors="ignore")
+    for column in (*NUMBERS, "began", "ended"):
+        frame[column] = frame[column].astype("float64")
+    for column in FLAGS:
+        frame[column] = frame[column].astype("boolean")
+    for column in ("reason", "code_sha256"):
+        frame[column] = frame[column].astype("string")
+    order = ["cell", "replicate", "d_sae", "estimator"]
+    return frame.sort_values(order, kind="stable").reset_index(drop=True)
+
+
+def replicates_of(file: Path) -> dict[tuple[str, int], Record]:
+    """By cell and number, what `tidy` was given, less details and fits, which are made again.
+
+    Empty where there is no table, or one that does not say which code made it.
+    """
+    if not file.exists():
+        return {}
+    table = pd.read_parquet(file)
+    if not set(OF_REPLICATE) <= set(table.columns):
+        return {}
+    counted = table[~table["estimator"].isin(list(FITS))]
+    found: dict[tuple[str, int], Record] = {}
+    for row in counted.astype(object).where(counted.notna(), None).to_dict("records"):
+        about = {name: row.pop(name) for name in OF_REPLICATE}
+        record = found.setdefault(
+            (about["cell"], about["replicate"]),
+            {
+                "cell": about["cell"],
+                "replicate": about["replicate"],
+                "n_features": about["n_features"],
+                "code_sha256": about["code_sha256"],
+                "span": [about["began"], about["ended"]],
+                "rows": [],
+            },
+        )
+        record["rows"].append(row)
+    return found
