@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from interp.leave_one_out import leave_one_out
 from interp.levers import BASE, ON_A_LOG_SCALE, OTHER, block, name_of, replicate, value_of
 from interp.mediation import mediation
 from interp.power import detectable
-from interp.unsettled import could_settle, with_unsettled
+from interp.unconverged import drift, lacks_only_training, why_left_out
 
 ARM = "constant_width"
 CAPTION = (
@@ -131,7 +132,7 @@ class Arm:
             "leave_one_out": leave_one_out(packing, losses, names, blocks).to_json(),
             "holm": self._secondary(),
             "equal_strictness": self._equal_strictness(),
-            "unsettled": self._unsettled(),
+            "unconverged": self._unconverged(),
         }
 
     def _losses(self, rows: list[Record]) -> np.ndarray:
@@ -286,21 +287,61 @@ class Arm:
             "reason": rank.reason,
         }
 
-    def _unsettled(self) -> Record | None:
-        """The primary test and the levers' with counts that had not settled (`interp.unsettled`).
+    def _unconverged(self) -> Record | None:
+        """The primary test with unconverged counts let in; None where none of them could be.
 
-        None where no count is left out for that alone. Draws of its own: the others stay as they
-        are.
+        As far as it can be taken: half of the training beside all of it, levers left out, one k,
+        one cosine. Draws of its own: the others stay as they are.
         """
-        rows = [r for r in self.chosen if could_settle(r)] if len(self.widths) == 1 else []
-        if all(r["converged"] is True for r in rows):
+        rows = [r for r in self.chosen if lacks_only_training(r)] if len(self.widths) == 1 else []
+        if not rows:
             return None
-        generator = torch.Generator().manual_seed(self.seed)
-        blocks = [block(self.facts[r["model"]]) for r in rows]
-        found = with_unsettled(rows, self._losses(rows), blocks, generator=generator)
-        packing = {r["model"]: float(r["per_dim"]) for r in rows}
-        moves = self._dose_response([("packing", packing)], generator)
-        return found | {"dose_response": [r.to_json() for r in moves]}
+        there = copy(self)
+        there.generator = torch.Generator().manual_seed(self.seed)
+        there.rows = [r for r in self.chosen if any(r is one for one in [*rows, *self.rows])]
+        found = {r["model"]: r for r in self.chosen}
+        packing, losses = _per_dim(there.rows), self._losses(there.rows)
+        names = [r["model"] for r in there.rows]
+        blocks = [block(self.facts[name]) for name in names]
+        rank = spearman(packing, losses, generator=there.generator)
+        within = spearman_within(packing, losses, blocks, generator=there.generator)
+        scale = packing / np.array([r["value"] or np.inf for r in there.rows])
+        halves = {
+            name: float(row["value_half"] * of)
+            for name, row, of in zip(names, there.rows, scale, strict=True)
+            if row.get("value_half") is not None
+        }
+        return {
+            "n_models": len(names),
+            "n_unconverged": len(rows),
+            "left_out": [
+                {"model": name, "reason": why_left_out(found.get(name))}
+                for name in self.facts
+                if name not in names
+            ],
+            **drift(there.rows, losses, generator=there.generator),
+            "spearman": rank.value,
+            "p": rank.p,
+            "ci_low": rank.ci_low,
+            "ci_high": rank.ci_high,
+            "within_levers": within.value,
+            "p_within_levers": within.p,
+            "without_block": leave_one_out(packing, losses, names, blocks).without_block,
+            "equal_k": there._equal_k(),
+            "equal_strictness": there._equal_strictness(),
+            "detectable_rho": detectable(len(names)).detectable_rho,
+            **{
+                key: [
+                    r.to_json()
+                    for r in there._dose_response([("packing", values)], there.generator)
+                ]
+                for key, values in (
+                    ("dose_response", dict(zip(names, packing.tolist(), strict=True))),
+                    ("dose_response_half", halves),
+                )
+            },
+            "reason": rank.reason if rank.value is None else None,
+        }
 
     def _secondary(self) -> list[Record]:
         """Every other count, and the embedding's rows, against loss; Holm over what was tested."""

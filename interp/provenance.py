@@ -93,7 +93,7 @@ AFTERWARDS = {
     "summary.py",
     "token_frequencies.py",
     "units.py",
-    "unsettled.py",
+    "unconverged.py",
 }
 """Modules of interp that make no rows: they may change under a half-done study."""
 

@@ -246,13 +246,18 @@ def test_what_pages_say_of_the_study_of_one_width_is_in_it() -> None:
     summary = json.loads((ROOT / "results/referee/summary.json").read_text())
     arm = summary["arm"]
     assert f"settled in {arm['n_usable']} of {arm['n_models']} models" in number
-    let_in = arm["unsettled"]
-    assert f"({let_in['order_kept']:.2f} in the committed run)" in number
+    let_in = arm["unconverged"]
+    assert f"(Spearman of growth and loss {let_in['growth_with_loss']:.2f})" in number
+    # "comes from the models of fewer tokens": the other levers' do not make it.
+    without = let_in["without_block"]
+    assert max(without, key=lambda lever: without[lever]) == "tokens"
+    assert abs(without["tokens"]) < 0.1 < min(abs(without[v]) for v in without if v != "tokens")
     changes = " ".join((ROOT / "CHANGELOG.md").read_text().split())
     assert (
         f"Spearman is {let_in['spearman']:.2f} (p {let_in['p']:.2f}) over {let_in['n_models']} "
-        "models and decides nothing"
-    ).replace("is -", "is −") in changes
+        f"models, {without['tokens']:.2f} without those of fewer or more tokens, and decides "
+        "nothing"
+    ).replace("-", "−") in changes
     primary = [r for r in summary["packing"] if r["estimator"] == "reproducible"]
     settled = {r["model"] for r in primary if r["converged"]}
     assert len(settled) == arm["n_usable"]

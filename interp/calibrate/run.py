@@ -108,7 +108,9 @@ def calibrate(
             assert record is not None
             record["rows"] += saturation_rows(record["rows"], job.cell, config)
             replicates.append(record)
-        return _write(config, out, replicates, command)
+        asked = {(job.cell.name, job.replicate) for job in jobs}
+        others = [record for key, record in held.items() if key not in asked]
+        return _write(config, out, replicates, others, command)
 
 
 def ship(summary: dict[str, Any]) -> Path:
@@ -155,10 +157,14 @@ def _make(
 
 
 def _write(
-    config: CalibrationConfig, out: Path, replicates: list[dict[str, Any]], command: str
+    config: CalibrationConfig,
+    out: Path,
+    replicates: list[Record],
+    others: list[Record],
+    command: str,
 ) -> dict[str, Any]:
-    table = tidy(replicates)
-    cells = cell_records(table, config)
+    """`others`: what a table held beside what was asked for; it stays in the table alone."""
+    cells = cell_records(tidy(replicates), config)
     summary = {
         "preset": config.preset,
         "command": command,
@@ -168,7 +174,7 @@ def _write(
         "wall_time_seconds": round(wall_seconds([r["span"] for r in replicates]), 1),
         "cpu": cpu_name(),
     }
-    write_table(out / TABLE, table)
+    write_table(out / TABLE, tidy([*replicates, *others]))
     figure = calibration_figure(cells)
     if figure is not None:
         (out / "figures").mkdir(exist_ok=True)
@@ -188,20 +194,21 @@ def _missing(jobs: Sequence[Job], held: Mapping[tuple[str, int], Record]) -> lis
         if found is not None and found.get("code_sha256") == job.code_sha256:
             continue
         if found is not None and not is_kept(job.saes, job.training_sha256):
-            where = job.file if job.file.exists() else job.file.parents[1] / TABLE
-            raise UserError(
-                f"{where} was made by other code; remove the replicates to make them again, or "
-                "choose another --out"
-            )
+            told = f"{job.file} was made by other code; remove the replicates"
+            if not job.file.exists():
+                told = f"{job.file.parents[1] / TABLE} was made by other code; remove it"
+            raise UserError(f"{told} to make them again, or choose another --out")
         missing.append(job)
     return missing
 
 
 def _found(job: Job, held: Mapping[tuple[str, int], Record]) -> Record | None:
-    """What is there of a replicate: its file, or else what the table `held`."""
-    if job.file.exists():
-        return dict(json.loads(job.file.read_text()))
-    return held.get((job.cell.name, job.replicate))
+    """What is there of a replicate: its file or what the table `held`. Rather what today's code
+    made, and rather the file, which has all."""
+    there = [json.loads(job.file.read_text())] if job.file.exists() else []
+    there += [one] if (one := held.get((job.cell.name, job.replicate))) is not None else []
+    current = [one for one in there if one.get("code_sha256") == job.code_sha256]
+    return next(iter([*current, *there]), None)
 
 
 @cache

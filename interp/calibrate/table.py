@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from interp.calibrate.saturation import FITS
+from interp.errors import UserError
 
 Record = dict[str, Any]
 
@@ -48,14 +49,18 @@ def tidy(replicates: Iterable[Record]) -> pd.DataFrame:
 def replicates_of(file: Path) -> dict[tuple[str, int], Record]:
     """By cell and number, what `tidy` was given, less details and fits, which are made again.
 
-    Empty where there is no table, or one that does not say which code made it.
+    Without those that do not say which code made them, and when. Raises UserError where the file is
+    no table.
     """
     if not file.exists():
         return {}
-    table = pd.read_parquet(file)
+    try:
+        table = pd.read_parquet(file)
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these two
+        raise UserError(f"{file}: no table ({error}); remove it to go on without it") from None
     if not set(OF_REPLICATE) <= set(table.columns):
         return {}
-    counted = table[~table["estimator"].isin(list(FITS))]
+    counted = table[~table["estimator"].isin(list(FITS))].dropna(subset=OF_REPLICATE)
     found: dict[tuple[str, int], Record] = {}
     for row in counted.astype(object).where(counted.notna(), None).to_dict("records"):
         about = {name: row.pop(name) for name in OF_REPLICATE}

@@ -3,19 +3,15 @@
 from collections.abc import Sequence
 from math import isclose
 
-from interp.report.arm_names import lever_name
+from interp.report.arm_names import ALPHA, MIN_MODELS, could_have_shown, lever_name
 from interp.report.arm_records import Arm, Secondary
 from interp.report.contrast import Verdict, contrast
 from interp.report.interval import Interval
 from interp.report.records import Control, Correlation, PackingRow, Summary
-from interp.report.unsettled import unsettled_sentences
+from interp.report.unconverged import unconverged_sentences
 from interp.report.wording import in_prose, known_values, listed, plural, significant, span
 
-ALPHA = 0.05
 FEWER = {Verdict.FEWER}
-NEARLY_ONE = 0.99
-MIN_MODELS = 5
-"""Fewer cannot reach .05 in any order."""
 
 
 def arm_correlation(summary: Summary) -> Correlation | None:
@@ -58,7 +54,8 @@ def arm_more(summary: Summary, arm: Arm, rows: Sequence[PackingRow]) -> list[str
             _slope(found),
             _secondary(arm),
         ]
-    parts.append(unsettled_sentences(arm.unsettled))
+    labels = {row.model.name: row.model.label for row in summary.primary_rows}
+    parts.append(unconverged_sentences(arm.unconverged, labels))
     return [*(part for part in parts if part), *_twin(summary, rows), _mediation(arm)]
 
 
@@ -109,16 +106,6 @@ def _loss(arm: Arm, found: Correlation, rho: float) -> str:
     if arm.detectable_rho is not None:
         text += f"; {could_have_shown(arm.detectable_rho)}"
     return text
-
-
-def could_have_shown(rho: float) -> str:
-    """What so many models would have seen, had they been independent."""
-    if rho >= NEARLY_ONE:
-        return "so few models can show a perfect order and nothing less"
-    return (
-        f"a correlation of {significant(rho, 2)} or more among as many independent models would "
-        "have shown four times in five"
-    )
 
 
 def _numbers(estimate: Interval, p: float | None) -> str:

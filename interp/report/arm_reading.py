@@ -3,10 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from interp.report.arm_records import Arm, Effect, EqualK, EqualStrictness, Response, Secondary
+from interp.report.arm_records import (
+    Arm,
+    Effect,
+    EqualK,
+    EqualStrictness,
+    Response,
+    Secondary,
+    Unconverged,
+)
 from interp.report.interval import Interval
 from interp.report.json_values import interval, number, whole_number
-from interp.report.unsettled import read_unsettled
 
 
 def read_arm(data: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> Arm:
@@ -37,7 +44,7 @@ def read_arm(data: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> Ar
         secondary=tuple(_secondary(record) for record in data.get("holm") or ()),
         equal_k=_equal_k(data.get("equal_k") or {}),
         equal_strictness=_equal_strictness(data.get("equal_strictness") or {}),
-        unsettled=read_unsettled(data.get("unsettled")),
+        unconverged=_unconverged(data.get("unconverged") or {}),
     )
 
 
@@ -56,6 +63,33 @@ def _equal_strictness(record: Mapping[str, Any]) -> EqualStrictness | None:
     n_models = whole_number(record.get("n_models")) or 0
     rank = number(record.get("spearman")), number(record.get("p"))
     return EqualStrictness(least, most, cosine, n_models, *rank)
+
+
+def _unconverged(record: Mapping[str, Any]) -> Unconverged | None:
+    n_models = whole_number(record.get("n_models"))
+    if n_models is None:
+        return None
+    growth = number(record.get("growth_low")), number(record.get("growth_high"))
+    return Unconverged(
+        n_models=n_models,
+        n_unconverged=whole_number(record.get("n_unconverged")) or 0,
+        left_out={str(r.get("model")): str(r.get("reason")) for r in record.get("left_out") or ()},
+        growth=None if growth[0] is None or growth[1] is None else (growth[0], growth[1]),
+        growth_with_loss=number(record.get("growth_with_loss")),
+        p_growth_with_loss=number(record.get("p_growth_with_loss")),
+        order_kept=number(record.get("order_kept")),
+        spearman=Interval(*(number(record.get(key)) for key in ("spearman", "ci_low", "ci_high"))),
+        p=number(record.get("p")),
+        spearman_half=number(record.get("spearman_half")),
+        within_levers=number(record.get("within_levers")),
+        p_within_levers=number(record.get("p_within_levers")),
+        without_block={k: number(v) for k, v in (record.get("without_block") or {}).items()},
+        equal_k=_equal_k(record.get("equal_k") or {}),
+        equal_strictness=_equal_strictness(record.get("equal_strictness") or {}),
+        detectable_rho=number(record.get("detectable_rho")),
+        responses=tuple(map(_response, record.get("dose_response") or ())),
+        responses_half=tuple(map(_response, record.get("dose_response_half") or ())),
+    )
 
 
 def _response(record: Mapping[str, Any]) -> Response:

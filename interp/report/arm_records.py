@@ -80,25 +80,34 @@ class EqualStrictness:
 
 
 @dataclass(frozen=True)
-class Unsettled:
-    """The arm's primary test with counts let in that had not settled."""
+class Unconverged:
+    """The arm's primary test with unconverged counts let in, which was not declared."""
 
     n_models: int
-    n_settled: int
+    n_unconverged: int
+    left_out: Mapping[str, str]
+    """Model -> why not even so."""
     growth: tuple[float, float] | None
-    """Least and greatest share by which the counts changed with the last doubling."""
+    """Least and greatest share by which an unconverged count grew with the last doubling."""
+    growth_with_loss: float | None
+    """Spearman's rho of that share with the loss."""
+    p_growth_with_loss: float | None
     order_kept: float | None
-    """Spearman's rho of the counts after half and after all of the training."""
+    """Rho of the counts after half and after all of the training."""
     spearman: Interval
     p: float | None
+    spearman_half: float | None
+    """Of the counts after half of the training with the loss."""
     within_levers: float | None
     p_within_levers: float | None
-    spearman_half: float | None
-    """Of the counts after half of the training."""
-    p_half: float | None
-    moving: tuple[str, ...]
-    """Levers that then move packing beyond chance."""
-    still: tuple[str, ...]
+    without_block: Mapping[str, float | None]
+    equal_k: EqualK | None
+    equal_strictness: EqualStrictness | None
+    detectable_rho: float | None
+    responses: tuple[Response, ...]
+    """Of packing to the levers."""
+    responses_half: tuple[Response, ...]
+    """After half of the training."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,7 @@ class Arm:
     secondary: tuple[Secondary, ...]
     equal_k: EqualK | None
     equal_strictness: EqualStrictness | None
-    unsettled: Unsettled | None
+    unconverged: Unconverged | None
 
     def moving(self, outcome: str) -> list[str]:
         """The levers that moved an outcome beyond chance."""

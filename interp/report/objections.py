@@ -6,7 +6,8 @@ A reply that the run cannot give says so. Nothing here depends on how the number
 from collections.abc import Callable, Sequence
 
 from interp.report.answering import at_widths, rows_in_the_answer
-from interp.report.arm_answering import NEARLY_ONE, arm_correlation, could_have_shown
+from interp.report.arm_answering import arm_correlation
+from interp.report.arm_names import MIN_MODELS, NEARLY_ONE, could_have_shown
 from interp.report.class_tables import (
     at_equal_strictness,
     strictness_rows,
@@ -273,12 +274,16 @@ def _training(summary: Summary) -> str:
             f"; the others counted {span(halves)} per dimension after half of them and "
             f"{span(known_values(row.per_dim for row in moved))} after all, and enter no fit"
         )
-    anyway = None if summary.arm is None else summary.arm.unsettled
-    if anyway is not None and anyway.spearman.value is not None:
+    anyway = None if summary.arm is None else summary.arm.unconverged
+    if anyway is not None and anyway.n_models >= MIN_MODELS and anyway.spearman.value is not None:
+        barred = f", {len(anyway.left_out)} left out" if anyway.left_out else ""
         text += (
-            f". Let in all the same, they give Spearman {significant(anyway.spearman.value, 2)} "
-            f"with the loss (p {significant(anyway.p, 2)}), which is not the test that was declared"
+            f". With unconverged counts let in ({plural(anyway.n_models, 'model')}{barred}), which "
+            f"was not declared, Spearman with the loss is {significant(anyway.spearman.value, 2)} "
+            f"(p {significant(anyway.p, 2)})"
         )
+        if anyway.spearman_half is not None:
+            text += f"; after half of the training {significant(anyway.spearman_half, 2)}"
     return text + "."
 
 

@@ -114,11 +114,39 @@ def test_a_table_by_other_code_is_not_gone_on_from(tiny, tmp_path):
     shutil.copy(tiny[0] / "config.json", out)
     table = pd.read_parquet(tiny[0] / "results.parquet")
     table.assign(code_sha256="another").to_parquet(out / "results.parquet")
-    with pytest.raises(UserError, match=r"results.parquet was made by other code; remove"):
+    with pytest.raises(UserError, match=r"results.parquet was made by other code; remove it"):
         run.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
-    # One that says nothing of it is no calibration to go on from, and none that is in the way.
-    table.drop(columns="code_sha256").to_parquet(out / "results.parquet")
-    assert replicates_of(out / "results.parquet") == {}
+    # Beside files that today's code made it is not asked.
+    shutil.copytree(tiny[0] / run.REPLICATES, out / run.REPLICATES, dirs_exist_ok=True)
+    again = run.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
+    assert again["cells"] == tiny[1]["cells"]
+
+
+def test_a_table_that_says_too_little_is_not_gone_on_from(tiny, tmp_path):
+    file = tmp_path / "results.parquet"
+    assert replicates_of(file) == {}
+    table = pd.read_parquet(tiny[0] / "results.parquet")
+    table.drop(columns="code_sha256").to_parquet(file)
+    assert replicates_of(file) == {}
+    nameless = table["cell"] == table["cell"][0]
+    for column in ("code_sha256", "began"):
+        table.assign(**{column: table[column].mask(nameless)}).to_parquet(file)
+        assert [cell for cell, _ in replicates_of(file)] == [table["cell"].iloc[-1]], column
+    file.write_bytes(b"PAR1 cut off")
+    with pytest.raises(UserError, match=r"results.parquet: no table .*remove it"):
+        replicates_of(file)
+
+
+def test_what_is_not_asked_for_stays_in_the_table(tiny, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("config.json", "results.parquet"):
+        shutil.copy(tiny[0] / name, out)
+    fewer = TINY.model_copy(update={"cells": TINY.cells[:1]})
+    summary = run.calibrate(fewer, out, command="interp calibrate", processes=1, quiet=True)
+    assert [record["cell"] for record in summary["cells"]] == [TINY.cells[0].name]
+    whole = run.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
+    assert whole["cells"] == tiny[1]["cells"]
 
 
 def counted_by_other_code(tiny, tmp_path) -> tuple[Path, Path]:
