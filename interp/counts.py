@@ -158,6 +158,8 @@ def _add_what_was_behind(record: dict[str, Any], by_control: Mapping[str, Cell])
         one["value_half"] = cell.half()
         one["fvu_half"] = cell.fvu_half
         one["null"] = cell.get("reproducible_null")
+        if (passes := cell.get("passes_over_text")) is not None:
+            one["passes_over_text"] = passes
         one["ce_loss_recovered"] = cell.get("ce_loss_recovered")
         one |= {f"variance_share_{of}": cell.get(f"variance_share_{of}") for of in MEANS}
         if (n_classes := cell.whole("token_entropy_classes")) is not None:

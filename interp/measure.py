@@ -250,6 +250,10 @@ class Measurement:
         if self.control != GAUSSIAN:  # noise belongs in no forward pass
             blocks = self._blocks(config.splice_tokens, "held_out")
             found += splice_rows(model, blocks, spot, layer_means, trained[MAIN][0], k=pilot["k"])
+        # Of a longer text no more is read than once over needs, so fewer than one is not told.
+        passes = sae_tokens(config, spot) / int(self.train_blocks.is_target.sum())
+        if passes > 1:
+            found.append({"quantity": "passes_over_text", "value": passes})
         if spot.about == "contextual" and layer_means is not None:
             share = layer_means.variance_share
             found += [

@@ -26,6 +26,7 @@ COLUMNS = (
     "architecture", "k_rule", "k", "seed", "role", "quantity", "value", "ci_low", "ci_high", "note",
 )  # fmt: skip
 Z_95 = 1.959964
+MORE_THAN_ONE_PASS = 1.05
 FVU_WORSE = 0.002
 """What seeds and rounding do not explain, of a mean over seeds on the same held-out rows."""
 
@@ -287,6 +288,23 @@ def _scaling(facts: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _read_again(packing: list[dict[str, Any]], chosen: list[dict[str, Any]]) -> list[str]:
+    """SAEs that saw their text more than once know it better than text that they did not see."""
+    places = {(r["model"], r["layer"], r["about"]) for r in chosen}
+    passes = {
+        r["model"]: r["passes_over_text"]
+        for r in packing
+        if (r["model"], r["layer"], r["about"]) in places
+        and (r.get("passes_over_text") or 0.0) > MORE_THAN_ONE_PASS
+    }
+    if not passes:
+        return []
+    return [
+        f"a short text: SAEs passed over their training text up to {max(passes.values()):.1f} "
+        f"times; give more text, or fewer tokens: {', '.join(passes)}"
+    ]
+
+
 def _worse_with_training(chosen: Iterable[dict[str, Any]]) -> list[str]:
     """SAEs that the second half of their training made worse.
 
@@ -337,6 +355,7 @@ def _warnings(
     across_widths = all(f["arm"] != ARM for f in facts)
     if across_widths or not any(r["controls"] for r in chosen):
         say([r for r in chosen if not r["controls"]], "no random-init twin was run")
+    out += _read_again(packing, chosen)
     unmatched = [r for r in chosen for c in r["controls"] if c["fvu_matched"] is False]
     say(unmatched, "the twin's SAEs do not reach the target FVU")
     out += _worse_with_training(chosen)

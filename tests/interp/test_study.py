@@ -26,6 +26,7 @@ from interp.overlaps import head_overlaps
 from interp.run import CONFIG, CONTROLS, Run, RunFolder, folder_name, open_run
 from interp.spot_training import SpotTraining
 from interp.study import run_study
+from interp.tokens import tokens
 from saes.config import SAEConfig
 from saes.trunk import trunks
 
@@ -155,6 +156,21 @@ def test_every_count_has_its_tokens_and_the_primary_ones_other_thresholds(
         for one in (record, *record["controls"]):
             assert ("token_identity" in one) == counted
             assert ("strictness" in one) == (counted and record["about"] == "contextual")
+    # The text is shorter than the training of its SAEs, and the report says so.
+    passes = (
+        run.results[run.results.quantity == "passes_over_text"]
+        .set_index(["control", "about"])
+        .value
+    )
+    assert set(passes.index) == set(counts.index)
+    [told] = [w for w in run.summary["warnings"] if w.startswith("a short text")]
+    assert f"up to {passes.max():.1f} times" in told
+    tokenized = tokens(
+        of_many_documents.text, load(of_many_documents.models[0]), split="train", seed=0
+    )
+    assert passes.max() == pytest.approx(131_072 / int(tokenized.is_target.sum()))
+    assert passes.max() > 2
+    assert "passed over their training text" in (run.path / "report.html").read_text()
     again = run_study(of_many_documents, tmp_path / "two", quiet=True)
     for name in ("results.parquet", "figures/count_against_strictness.svg"):
         assert (again.path / name).read_bytes() == (run.path / name).read_bytes()

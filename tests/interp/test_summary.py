@@ -295,6 +295,23 @@ def test_the_twin_stands_inside_its_record_and_has_its_own_exponent() -> None:
     assert any("no random-init twin" in w for w in summary(rows())["warnings"])
 
 
+def test_a_text_that_was_passed_over_again_is_told() -> None:
+    """Of the primary layer and stream, whatever the estimator; a little over one pass is none."""
+
+    def again(name: str, value: float, **place: Any) -> list[dict[str, Any]]:
+        like = next(r for r in rows() if r["model"] == name and r["quantity"] == "reproducible")
+        return [like | {"quantity": "passes_over_text", "value": value, "seed": None} | place]
+
+    found = summary(rows() + again(NAMES[0], 3.2) + again(NAMES[1], 1.04))
+    [told] = [w for w in found["warnings"] if w.startswith("a short text")]
+    assert "up to 3.2 times" in told
+    assert told.endswith(f": {NAMES[0]}")
+    [record] = [r for r in found["packing"] if r["model"] == NAMES[0]
+                and r["estimator"] == "reproducible" and r["primary_layer"]]  # fmt: skip
+    assert record["passes_over_text"] == 3.2
+    assert not any(w.startswith("a short text") for w in summary(rows())["warnings"])
+
+
 def test_a_twins_bound_is_a_bound() -> None:
     """Twins that fill their dictionaries: as counts they would give a beta of exactly 1."""
     full = dict.fromkeys(NAMES, 1.0)
