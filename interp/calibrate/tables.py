@@ -44,6 +44,23 @@ def level_tables(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, 
     return tables
 
 
+def cell_table(records: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
+    """One row per cell for a page. Of N, with composites and without: the bias, how many replicates
+    identified it, and how many of their intervals cover; what of the features the latter finds."""
+    called = gates_text()["estimators"]
+    rows = []
+    for record, by_name in _cells(records):
+        row = _what(record)
+        for name in ("saturation", "saturation_atoms"):
+            if (n := by_name.get(name)) is not None:
+                row[called[name]] = (
+                    f"{_percent(n['bias'])}, {n['n_identified']}/{n['n_replicates']}, "
+                    f"{n['n_covering']}/{n['n_with_interval']}"
+                )
+        rows.append(row | _beside_truth(by_name, LEVELS["saturation_atoms"], record["n_features"]))
+    return rows
+
+
 def one_size_table(records: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
     """The same cells by what the largest dictionary alone gives."""
     return [

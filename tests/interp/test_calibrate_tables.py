@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from interp.calibrate.tables import LEVELS, gate_table, level_tables, one_size_table, sayings
+from interp.calibrate.tables import (
+    LEVELS,
+    cell_table,
+    gate_table,
+    level_tables,
+    one_size_table,
+    sayings,
+)
 from interp.cli.parts import print_table
 
 
@@ -48,6 +55,21 @@ def test_every_estimator_of_n_has_a_table_and_what_was_not_counted_has_no_column
     assert "hits" not in tables["N"][0]
     [row] = one_size_table([both])
     assert {key: row[key] for key in list(row)[4:]} == {"S>=2/d": "2.00"}
+
+
+def test_a_page_has_one_row_per_cell() -> None:
+    n = estimator("saturation", bias=0.125, n_covering=2, n_with_interval=3, n_identified=3)
+    atoms = estimator("saturation_atoms")
+    strays, hits = (
+        estimator(f"reproducible_atoms_{what}", mean_bound=value)
+        for what, value in (("strays", 32.0), ("hits", 128.0))
+    )
+    where = {"n/d": "4", "Zipf": "0.5", "k/L0": "1", "features": "independent"}
+    both = {"N": "+12.5%, 3/4, 2/3", "N without composites": "-, 0/4, 0/0"}
+    assert cell_table([cell(n, atoms, hits, strays), cell(n)]) == [
+        where | both | {"hits": "100%", "strays": "25%"},
+        where | {"N": both["N"]},
+    ]
 
 
 def test_a_gate_is_a_row_and_every_verdict_is_said_once() -> None:
