@@ -21,6 +21,7 @@ from interp.calibrate.training import keep, kept
 from interp.cli import main
 from interp.errors import UserError
 
+COMMITTED = Path(__file__).parents[2] / "results" / "calibration"
 TINY = CalibrationConfig(
     preset="tiny",
     cells=(
@@ -290,16 +291,15 @@ def test_wrong_input_is_answered_in_one_line(words, complaint, capsys):
 
 
 def test_the_committed_verdicts_follow_from_the_committed_rows():
-    folder = Path(__file__).parents[2] / "results" / "calibration"
-    held = CalibrationConfig.model_validate_json((folder / "config.json").read_text())
-    summary = json.loads((folder / "summary.json").read_text())
-    table = pd.read_parquet(folder / "results.parquet")
+    held = CalibrationConfig.model_validate_json((COMMITTED / "config.json").read_text())
+    summary = json.loads((COMMITTED / "summary.json").read_text())
+    table = pd.read_parquet(COMMITTED / "results.parquet")
     records = cell_records(table, held)
     assert records == summary["cells"]
     assert verdicts(records) == summary["gates"]
     # N itself, from the counts beside it.
     for a_cell in held.cells:
-        own = table[(table["cell"] == a_cell.name) & (table["replicate"] == 0)]
+        own = table[(table["cell"] == a_cell.name) & (table["replicate"] == held.first_replicate)]
         counts = own[~own["estimator"].str.startswith("saturation")]
         rows = counts.astype(object).where(counts.notna(), None).to_dict("records")
         for again in saturation_rows(rows, a_cell, held):
@@ -307,6 +307,29 @@ def test_the_committed_verdicts_follow_from_the_committed_rows():
             if again["value"] is not None:
                 assert row["value"] == pytest.approx(again["value"], rel=1e-6)
             assert row["identified"] == again["identified"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1, -1])
+def test_committed_replicates_are_made_again(which, tmp_path):
+    """From the committed config alone; bits hang on the processor, so within a few percent."""
+    held = CalibrationConfig.model_validate_json((COMMITTED / "config.json").read_text())
+    one = held.cells[which]
+    alone = held.model_copy(update={"cells": (one,), "n_replicates": 1})
+    out = tmp_path / "out"
+    summary = run.calibrate(alone, out, command="interp calibrate", processes=1, quiet=True)
+    assert summary["n_replicates"] == 1
+    key = one.name, held.first_replicate
+    again, before = (replicates_of(f / "results.parquet")[key] for f in (out, COMMITTED))
+    places = ["d_sae", "estimator"]
+    made, kept = (pd.DataFrame(r["rows"]).set_index(places).sort_index() for r in (again, before))
+    assert made.index.equals(kept.index)
+    counts = made.index.get_level_values("estimator").isin(["reproducible", "reproducible_atoms"])
+    assert counts.sum() == 2 * len(held.sizes(one))
+    slack = 0.05 * one.n_features
+    for column, within in (("value", slack), ("value_half", slack), ("fvu", 0.002)):
+        off = (made[counts][column].astype(float) - kept[counts][column].astype(float)).abs()
+        assert (off <= within).all(), column
 
 
 @pytest.mark.slow
