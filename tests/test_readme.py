@@ -63,6 +63,39 @@ def test_the_bridge_tells_bounds_from_counts(readme: ModuleType, tmp_path: Path)
     assert "3 minutes" in text
 
 
+def test_undecided_gates_stand_beside_what_many_data_sets_say(readme: ModuleType) -> None:
+    """Extents over cells and the worst of them; of few data sets nothing is said."""
+
+    def estimator(name: str, **found: Any) -> dict[str, Any]:
+        return {"estimator": name, "d_sae": 256, "bias": None, "coverage": None, "mean_bound": None,
+                "n_covering": 0, "n_with_interval": 0} | found  # fmt: skip
+
+    def cell(bias: float, covering: int, hits: float, **about: Any) -> dict[str, Any]:
+        covers = {"coverage": covering / 20, "n_covering": covering, "n_with_interval": 20}
+        smaller = estimator("reproducible_atoms_hits", mean_bound=1.0) | {"d_sae": 32}
+        return {
+            "n_replicates": 20, "n_per_dim": 4, "k_ratio": 1, "structure": "independent",
+            "n_features": 128,
+            "estimators": [
+                smaller,
+                estimator("reproducible_atoms_hits", mean_bound=hits),
+                estimator("saturation", bias=2 * bias),
+                estimator("saturation_atoms", bias=bias, **covers),
+            ],
+        } | about  # fmt: skip
+
+    cells = [cell(-0.02, 19, 128.0), cell(0.08, 3, 127.0, k_ratio=2), cell(0.01, 18, 120.0)]
+    told = readme.truth._so_far({"cells": cells})
+    assert "is on average -2.0% to +8.0% off the true number in 3 kinds of data" in told
+    assert "and N -4.0% to +16.0%" in told
+    assert "independent features (n/d 4, k 2 times the true L0): 3 of 20." in told
+    assert "wrong reason" not in told
+    hidden = readme.truth._so_far({"cells": [*cells, cell(0.0, 20, 32.0, structure="hierarchy")]})
+    assert "of features that fire below others alone (n/d 4), 25% have a class" in hidden
+    few = [one | {"n_replicates": 19} for one in cells]
+    assert readme.truth._so_far({"cells": few}) == ""
+
+
 def test_the_order_of_batches_is_told_from_its_records(readme: ModuleType) -> None:
     folder = ROOT / "results" / "batch_order"
     records = json.loads((folder / "records.json").read_text())

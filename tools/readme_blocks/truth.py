@@ -13,6 +13,7 @@ from interp.calibrate.tables import cell_table, gate_table
 from interp.report.wording import span
 
 MANY = 20
+HALF_RIGHT = 0.5
 
 
 def toy(root: Path) -> str:
@@ -50,6 +51,7 @@ def calibration(root: Path) -> str:
         "which was added after trials, it leaves out latents that stand for two others. "
         "Undecided: "
         f"{_undecided(summary)}.\n\n"
+        f"{_so_far(summary)}"
         f"{_plain_count(folder)}\n\n"
         f"`{summary['command']}`, {summary['n_replicates']} data sets, "
         f"{minutes:.0f} minutes; every cell in [`results/calibration/`](results/calibration/)."
@@ -152,6 +154,55 @@ def _undecided(summary: dict[str, Any]) -> str:
         f"{'is' if each == [1] else 'are'} {' to '.join(map(str, each))}; N was identified in "
         f"{identified} of {run} data sets"
     )
+
+
+def _so_far(summary: dict[str, Any]) -> str:
+    """What the cells say while gates are undecided: extents, and the cell that is worst."""
+    cells = [c for c in summary["cells"] if c["n_replicates"] >= MANY]
+    found = {
+        name: [
+            (c, e)
+            for c in cells
+            for e in c["estimators"]
+            if e["estimator"] == name and e["bias"] is not None
+        ]
+        for name in ("saturation", "saturation_atoms")
+    }
+    own = found["saturation_atoms"]
+    if not own:
+        return ""
+
+    def biases(of: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+        return span([100 * e["bias"] for _, e in of], "{:+.1f}%".format)
+
+    where, worst = min(own, key=lambda of: of[1]["coverage"])
+    text = (
+        f"Where it is identified, N without composites is on average {biases(own)} off the true "
+        f"number in {len(own)} kinds of data, and N {biases(found['saturation'])}. The 95% "
+        f"intervals of the former hold the true number least often for {_cell(where)}: "
+        f"{worst['n_covering']} of {worst['n_with_interval']}."
+    )
+    hits = [
+        (e["mean_bound"] / c["n_features"], c)
+        for c in cells
+        for e in c["estimators"][::-1]
+        if e["estimator"] == "reproducible_atoms_hits"
+        and e["d_sae"] == max(other["d_sae"] for other in c["estimators"])
+    ]
+    share, least = min(hits, key=lambda of: of[0])
+    if share < HALF_RIGHT:
+        text += (
+            f" A count may be near for a wrong reason: of {_cell(least)}, {share:.0%} have a class "
+            "that points along them."
+        )
+    return f"{text}\n\n"
+
+
+def _cell(record: dict[str, Any]) -> str:
+    k = "" if record["k_ratio"] == 1 else f", k {record['k_ratio']:g} times the true L0"
+    features = {"hierarchy": "features that fire below others alone"}
+    what = features.get(record["structure"], f"{record['structure']} features")
+    return f"{what} (n/d {record['n_per_dim']:g}{k})"
 
 
 def _most(values: list[float], how: str) -> str:
