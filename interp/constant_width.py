@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import copy
 from typing import Any
 
@@ -16,7 +17,7 @@ from interp.leave_one_out import leave_one_out
 from interp.levers import BASE, ON_A_LOG_SCALE, OTHER, block, name_of, replicate, value_of
 from interp.mediation import mediation
 from interp.power import detectable
-from interp.unconverged import drift, lacks_only_training, why_left_out
+from interp.unconverged import growth, lacks_only_training, why_left_out
 
 ARM = "constant_width"
 CAPTION = (
@@ -290,8 +291,9 @@ class Arm:
     def _unconverged(self) -> Record | None:
         """The primary test with unconverged counts let in; None where none of them could be.
 
-        As far as it can be taken: half of the training beside all of it, levers left out, one k,
-        one cosine. Draws of its own: the others stay as they are.
+        `tests`: of all of them, of their counts after half of the training, without each lever,
+        within levers, among models of one k, and matched at one cosine. Draws of its own: the other
+        tests stay as they are.
         """
         rows = [r for r in self.chosen if lacks_only_training(r)] if len(self.widths) == 1 else []
         if not rows:
@@ -299,49 +301,69 @@ class Arm:
         there = copy(self)
         there.generator = torch.Generator().manual_seed(self.seed)
         there.rows = [r for r in self.chosen if any(r is one for one in [*rows, *self.rows])]
-        found = {r["model"]: r for r in self.chosen}
-        packing, losses = _per_dim(there.rows), self._losses(there.rows)
-        names = [r["model"] for r in there.rows]
-        blocks = [block(self.facts[name]) for name in names]
-        rank = spearman(packing, losses, generator=there.generator)
-        within = spearman_within(packing, losses, blocks, generator=there.generator)
-        scale = packing / np.array([r["value"] or np.inf for r in there.rows])
+        found = {r["model"]: r for r in there.rows}
         halves = {
-            name: float(row["value_half"] * of)
-            for name, row, of in zip(names, there.rows, scale, strict=True)
-            if row.get("value_half") is not None
+            name: float(r["value_half"]) / self.widths[0]
+            for name, r in found.items()
+            if r.get("value_half") is not None
         }
+        packing = {name: float(r["per_dim"]) for name, r in found.items()}
+        of_all = {r["model"]: r for r in self.chosen}
         return {
-            "n_models": len(names),
+            "n_models": len(found),
             "n_unconverged": len(rows),
             "left_out": [
-                {"model": name, "reason": why_left_out(found.get(name))}
+                {"model": name, "reason": why_left_out(of_all.get(name))}
                 for name in self.facts
-                if name not in names
+                if name not in found
             ],
-            **drift(there.rows, losses, generator=there.generator),
-            "spearman": rank.value,
-            "p": rank.p,
-            "ci_low": rank.ci_low,
-            "ci_high": rank.ci_high,
-            "within_levers": within.value,
-            "p_within_levers": within.p,
-            "without_block": leave_one_out(packing, losses, names, blocks).without_block,
-            "equal_k": there._equal_k(),
-            "equal_strictness": there._equal_strictness(),
-            "detectable_rho": detectable(len(names)).detectable_rho,
+            **growth(rows, self._losses(rows), generator=there.generator),
+            "detectable_rho": detectable(len(found)).detectable_rho,
+            "tests": there._tests(packing, halves),
             **{
                 key: [
                     r.to_json()
                     for r in there._dose_response([("packing", values)], there.generator)
                 ]
-                for key, values in (
-                    ("dose_response", dict(zip(names, packing.tolist(), strict=True))),
-                    ("dose_response_half", halves),
-                )
+                for key, values in (("dose_response", packing), ("dose_response_half", halves))
             },
-            "reason": rank.reason if rank.value is None else None,
         }
+
+    def _tests(self, packing: dict[str, float], halves: dict[str, float]) -> list[Record]:
+        """Packing against loss: all models, and parts of them. Values per dimension by model."""
+        blocks = {name: block(self.facts[name]) for name in packing}
+
+        def losses(names: Iterable[str]) -> np.ndarray:
+            return np.array([self.facts[name][self.loss_key] for name in names], dtype=float)
+
+        def test(values: dict[str, float], **of: Any) -> Record:
+            counts = np.array(list(values.values()))
+            rank = spearman(counts, losses(values), generator=self.generator)
+            return _told(rank) | of
+
+        within = spearman_within(
+            np.array(list(packing.values())), losses(packing), list(blocks.values()),
+            generator=self.generator,
+        )  # fmt: skip
+        same_k, same_cosine = self._equal_k(), self._equal_strictness()
+        return [
+            test(packing, of="all"),
+            test(halves, of="half"),
+            *(
+                test({n: v for n, v in packing.items() if blocks[n] != left}, of=f"without {left}")
+                for left in dict.fromkeys(blocks.values())
+            ),
+            _told(within) | {"of": "within levers"},
+            *(
+                {"n_models": one["n_models"], "spearman": one["spearman"], "p": one["p"],
+                 "ci_low": None, "ci_high": None, "of": of}
+                for one, of in (
+                    (same_k, f"k {same_k['k']}"),
+                    (same_cosine, f"cosine {same_cosine['cosine'] or 0:.2f}"),
+                )
+                if one["spearman"] is not None
+            ),
+        ]  # fmt: skip
 
     def _secondary(self) -> list[Record]:
         """Every other count, and the embedding's rows, against loss; Holm over what was tested."""
@@ -382,6 +404,16 @@ class Arm:
             }
             for (where, found), p in zip(tests, adjusted, strict=True)
         ]
+
+
+def _told(found: Association) -> Record:
+    return {
+        "n_models": found.n_models,
+        "spearman": found.value,
+        "p": found.p,
+        "ci_low": found.ci_low,
+        "ci_high": found.ci_high,
+    }
 
 
 def _per_dim(rows: list[Record]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Unconverged counts of an arm: which could enter its test, and how far they are from settling.
 
 The declared test leaves them out. A rank test needs their order alone, so it can be made with them,
-and then decides nothing: the order may still change, above all where growth goes with the loss.
+and then decides nothing: their order may still change.
 """
 
 from __future__ import annotations
@@ -38,36 +38,26 @@ def why_left_out(record: Mapping[str, Any] | None) -> str:
     return "no interval, or no count after half of the training"
 
 
-def drift(
+def growth(
     rows: Sequence[Mapping[str, Any]],
     losses: Sequence[float] | np.ndarray,
     *,
     generator: torch.Generator,
 ) -> Record:
-    """What the last doubling of the training did to counts that have one after half of it.
+    """What the last doubling of the training did to counts, of those that half of it gave any.
 
-    `growth_low`, `growth_high`: least and greatest share by which an unconverged count grew, of
-    those that half of the training gave any. `growth_with_loss`, with its `p`: Spearman's rho of
-    that share, of all counts, with the losses; unless it is near zero, a relation of counts and
-    losses is still moving. `order_kept`: rho of the counts after half and after all of the
-    training; `spearman_half`: of the former with the losses.
+    `growth_low`, `growth_high`: least and greatest share by which one grew. `growth_with_loss`,
+    with its p: Spearman's rho of that share with the losses. Away from zero it says that a relation
+    of counts and losses is still moving; near zero it does not say that it is not. The share has
+    the count after half in its denominator, whose own error moves both.
     """
-    losses = np.asarray(losses, dtype=float)
-    halved = np.array([r.get("value_half") is not None for r in rows], dtype=bool)
-    known = [r for r in rows if r.get("value_half") is not None]
-    after, before = (np.array([r[k] for r in known], dtype=float) for k in ("value", "value_half"))
-    open_ = np.array([r["converged"] is not True for r in known], dtype=bool)
+    after, before = (np.array([r[k] for r in rows], dtype=float) for k in ("value", "value_half"))
     some = before > 0
-    growth = after[some] / before[some] - 1
-    of_open = growth[open_[some]]
-    with_loss = spearman(growth, losses[halved][some], generator=generator)
-    kept = spearman(before, after, generator=generator)
-    half = spearman(before, losses[halved], generator=generator)
+    share = after[some] / before[some] - 1
+    with_loss = spearman(share, np.asarray(losses, dtype=float)[some], generator=generator)
     return {
-        "growth_low": float(of_open.min()) if len(of_open) else None,
-        "growth_high": float(of_open.max()) if len(of_open) else None,
+        "growth_low": float(share.min()) if len(share) else None,
+        "growth_high": float(share.max()) if len(share) else None,
         "growth_with_loss": with_loss.value,
         "p_growth_with_loss": with_loss.p,
-        "order_kept": kept.value,
-        "spearman_half": half.value,
     }

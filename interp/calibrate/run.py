@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from pydantic import ValidationError
 
 from interp import durable
@@ -19,7 +20,7 @@ from interp.calibrate.gates import cell_records, verdicts
 from interp.calibrate.jobs import Job, make, wall_seconds
 from interp.calibrate.presets import PRESETS
 from interp.calibrate.saturation import saturation_rows
-from interp.calibrate.table import Record, replicates_of, tidy
+from interp.calibrate.table import Record, beside, replicates_of, tidy
 from interp.calibrate.training import is_kept
 from interp.calibration import condensed, shipped_file
 from interp.errors import UserError
@@ -109,8 +110,7 @@ def calibrate(
             record["rows"] += saturation_rows(record["rows"], job.cell, config)
             replicates.append(record)
         asked = {(job.cell.name, job.replicate) for job in jobs}
-        others = [record for key, record in held.items() if key not in asked]
-        return _write(config, out, replicates, others, command)
+        return _write(config, out, replicates, beside(out / TABLE, asked), command)
 
 
 def ship(summary: dict[str, Any]) -> Path:
@@ -160,11 +160,12 @@ def _write(
     config: CalibrationConfig,
     out: Path,
     replicates: list[Record],
-    others: list[Record],
+    others: pd.DataFrame | None,
     command: str,
 ) -> dict[str, Any]:
     """`others`: what a table held beside what was asked for; it stays in the table alone."""
-    cells = cell_records(tidy(replicates), config)
+    table = tidy(replicates)
+    cells = cell_records(table, config)
     summary = {
         "preset": config.preset,
         "command": command,
@@ -174,7 +175,7 @@ def _write(
         "wall_time_seconds": round(wall_seconds([r["span"] for r in replicates]), 1),
         "cpu": cpu_name(),
     }
-    write_table(out / TABLE, tidy([*replicates, *others]))
+    write_table(out / TABLE, table if others is None else pd.concat([table, others]))
     figure = calibration_figure(cells)
     if figure is not None:
         (out / "figures").mkdir(exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,17 @@ def tidy(replicates: Iterable[Record]) -> pd.DataFrame:
         frame[column] = frame[column].astype("string")
     order = ["cell", "replicate", "d_sae", "estimator"]
     return frame.sort_values(order, kind="stable").reset_index(drop=True)
+
+
+def beside(file: Path, asked: Collection[tuple[str, int]]) -> pd.DataFrame | None:
+    """The rows of a table that are of other replicates than those asked for; None without any."""
+    if not file.exists():
+        return None
+    table = pd.read_parquet(file)
+    others = table[
+        [key not in asked for key in zip(table["cell"], table["replicate"], strict=True)]
+    ]
+    return None if others.empty else others
 
 
 def replicates_of(file: Path) -> dict[tuple[str, int], Record]:

@@ -8,6 +8,7 @@ from interp.report.arm_records import (
     Effect,
     EqualK,
     EqualStrictness,
+    RankTest,
     Response,
     Secondary,
     Unconverged,
@@ -77,18 +78,19 @@ def _unconverged(record: Mapping[str, Any]) -> Unconverged | None:
         growth=None if growth[0] is None or growth[1] is None else (growth[0], growth[1]),
         growth_with_loss=number(record.get("growth_with_loss")),
         p_growth_with_loss=number(record.get("p_growth_with_loss")),
-        order_kept=number(record.get("order_kept")),
-        spearman=Interval(*(number(record.get(key)) for key in ("spearman", "ci_low", "ci_high"))),
-        p=number(record.get("p")),
-        spearman_half=number(record.get("spearman_half")),
-        within_levers=number(record.get("within_levers")),
-        p_within_levers=number(record.get("p_within_levers")),
-        without_block={k: number(v) for k, v in (record.get("without_block") or {}).items()},
-        equal_k=_equal_k(record.get("equal_k") or {}),
-        equal_strictness=_equal_strictness(record.get("equal_strictness") or {}),
         detectable_rho=number(record.get("detectable_rho")),
+        tests=tuple(map(_rank_test, record.get("tests") or ())),
         responses=tuple(map(_response, record.get("dose_response") or ())),
         responses_half=tuple(map(_response, record.get("dose_response_half") or ())),
+    )
+
+
+def _rank_test(record: Mapping[str, Any]) -> RankTest:
+    return RankTest(
+        of=str(record.get("of")),
+        n_models=whole_number(record.get("n_models")) or 0,
+        spearman=Interval(*(number(record.get(key)) for key in ("spearman", "ci_low", "ci_high"))),
+        p=number(record.get("p")),
     )
 
 

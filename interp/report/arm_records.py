@@ -80,6 +80,17 @@ class EqualStrictness:
 
 
 @dataclass(frozen=True)
+class RankTest:
+    """Packing against loss, of some of the models."""
+
+    of: str
+    """all, half (of the training), without LEVER, within levers, k K, cosine C."""
+    n_models: int
+    spearman: Interval
+    p: float | None
+
+
+@dataclass(frozen=True)
 class Unconverged:
     """The arm's primary test with unconverged counts let in, which was not declared."""
 
@@ -92,22 +103,15 @@ class Unconverged:
     growth_with_loss: float | None
     """Spearman's rho of that share with the loss."""
     p_growth_with_loss: float | None
-    order_kept: float | None
-    """Rho of the counts after half and after all of the training."""
-    spearman: Interval
-    p: float | None
-    spearman_half: float | None
-    """Of the counts after half of the training with the loss."""
-    within_levers: float | None
-    p_within_levers: float | None
-    without_block: Mapping[str, float | None]
-    equal_k: EqualK | None
-    equal_strictness: EqualStrictness | None
     detectable_rho: float | None
+    tests: tuple[RankTest, ...]
     responses: tuple[Response, ...]
     """Of packing to the levers."""
     responses_half: tuple[Response, ...]
     """After half of the training."""
+
+    def test(self, of: str) -> RankTest | None:
+        return next((one for one in self.tests if one.of == of), None)
 
 
 @dataclass(frozen=True)

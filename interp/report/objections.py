@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from interp.report.answering import at_widths, rows_in_the_answer
 from interp.report.arm_answering import arm_correlation
-from interp.report.arm_names import MIN_MODELS, NEARLY_ONE, could_have_shown
+from interp.report.arm_names import NEARLY_ONE, could_have_shown
 from interp.report.class_tables import (
     at_equal_strictness,
     strictness_rows,
@@ -18,6 +18,7 @@ from interp.report.composites import composites_reply
 from interp.report.contrast import Verdict, contrast
 from interp.report.records import Control, PackingRow, Summary
 from interp.report.tables import ARCHITECTURES
+from interp.report.unconverged import NOT_DECLARED, told
 from interp.report.wording import known_values, listed, plural, significant, span, whole
 
 Objection = tuple[str, str]
@@ -275,15 +276,8 @@ def _training(summary: Summary) -> str:
             f"{span(known_values(row.per_dim for row in moved))} after all, and enter no fit"
         )
     anyway = None if summary.arm is None else summary.arm.unconverged
-    if anyway is not None and anyway.n_models >= MIN_MODELS and anyway.spearman.value is not None:
-        barred = f", {len(anyway.left_out)} left out" if anyway.left_out else ""
-        text += (
-            f". With unconverged counts let in ({plural(anyway.n_models, 'model')}{barred}), which "
-            f"was not declared, Spearman with the loss is {significant(anyway.spearman.value, 2)} "
-            f"(p {significant(anyway.p, 2)})"
-        )
-        if anyway.spearman_half is not None:
-            text += f"; after half of the training {significant(anyway.spearman_half, 2)}"
+    if anyway is not None and told(anyway):
+        text += f". What they would have given, {NOT_DECLARED}, stands beside the answer"
     return text + "."
 
 

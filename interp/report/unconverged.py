@@ -1,123 +1,156 @@
-"""What an arm's unconverged counts would say, and why that decides nothing: in words."""
+"""What an arm's unconverged counts would say, and why that decides nothing: words and tables."""
 
 from collections.abc import Mapping
 
-from interp.report.arm_names import ALPHA, MIN_MODELS, could_have_shown, lever_name
+from interp.report.arm_names import MIN_MODELS, could_have_shown, lever_name
 from interp.report.arm_records import Response, Unconverged
-from interp.report.wording import fixed, in_prose, listed, plural, significant
+from interp.report.tables import Table
+from interp.report.wording import (
+    ABSENT,
+    fixed,
+    in_prose,
+    listed,
+    plural,
+    significant,
+    verdict,
+    whole,
+    with_interval,
+)  # fmt: skip
 
-MOVES_LITTLE = 0.1
-"""|rho| of growth with loss below which nothing is said of its sign."""
+NOT_DECLARED = "which was not declared and decides nothing"
 
 
 def unconverged_sentences(found: Unconverged | None, labels: Mapping[str, str]) -> str:
     """The paragraph; "" where fewer than five models could be let in. labels: of the models."""
-    if found is None or found.n_models < MIN_MODELS or found.spearman.value is None:
+    if found is None or not told(found):
         return ""
-    return " ".join(
-        part
-        for part in (
-            _who(found, labels),
-            _growth(found),
-            _correlation(found),
-            _where_it_comes_from(found),
-            _power(found),
-            _levers(found),
+    parts = (_correlation(found, labels), _growth(found), _hangs_on(found), _power(found))
+    return " ".join(part for part in parts if part)
+
+
+def told(found: Unconverged) -> bool:
+    """Whether there is a correlation to speak of."""
+    whole_arm = found.test("all")
+    return (
+        found.n_models >= MIN_MODELS
+        and whole_arm is not None
+        and whole_arm.spearman.value is not None
+    )
+
+
+def unconverged_tables(found: Unconverged | None) -> tuple[Table, ...]:
+    """Against loss, and against the levers; none where the paragraph is empty."""
+    return (_ranks(found), _levers(found)) if found is not None and told(found) else ()
+
+
+def _ranks(found: Unconverged) -> Table:
+    """Packing against loss, of all models that are let in and of parts of them."""
+    rows = tuple(
+        (
+            _which(one.of),
+            whole(one.n_models),
+            with_interval(one.spearman, 2),
+            significant(one.p, 2),
         )
-        if part
+        for one in found.tests
     )
+    return Table(("Unconverged counts let in", "Models", "Spearman [95%]", "p"), rows)
 
 
-def _who(found: Unconverged, labels: Mapping[str, str]) -> str:
-    text = (
-        "With unconverged counts let in, which was not declared and decides nothing: "
-        f"{plural(found.n_models, 'model')}, {found.n_unconverged} of them unconverged"
+def _levers(found: Unconverged) -> Table:
+    """Whether levers move these counts, after half of the training and after all of it."""
+    before = {r.lever: r for r in found.responses_half}
+    rows = tuple(
+        (
+            lever_name(r.lever),
+            whole(r.n_models),
+            significant(r.tau, 2),
+            *_decided(before.get(r.lever)),
+            *_decided(r),
+        )
+        for r in found.responses
     )
+    columns = (
+        "Lever, unconverged counts let in", "Models", "Kendall", "Moves after half", "Holm p",
+        "Moves after all", "Holm p after all",
+    )  # fmt: skip
+    return Table(columns, rows)
+
+
+def _decided(response: Response | None) -> tuple[str, str]:
+    if response is None:
+        return ABSENT, ABSENT
+    return verdict(response.moves), significant(response.p_holm, 2)
+
+
+def _which(of: str) -> str:
+    """`without row_decay` -> without the models of row decay."""
+    what, _, rest = of.partition(" ")
+    if what == "without":
+        return f"without {lever_name(rest)}"
+    if what == "cosine":
+        return f"latents matched from a cosine of {rest} on"
+    return {"all": "all", "half": "all, after half of the training"}.get(of, of)
+
+
+def _correlation(found: Unconverged, labels: Mapping[str, str]) -> str:
     barred: dict[str, list[str]] = {}
     for model, why in found.left_out.items():
         barred.setdefault(why, []).append(labels.get(model, model))
-    told = [f"{listed(sorted(models))}, {why}" for why, models in barred.items()]
-    return f"{text} (left out: {'; '.join(told)})." if told else f"{text}."
+    said = "; ".join(f"{listed(sorted(models))}, {why}" for why, models in barred.items())
+    models, after = plural(found.n_models, "model"), found.test("all")
+    assert after is not None
+    text = (
+        f"With unconverged counts let in, {NOT_DECLARED}, Spearman of packing and loss is "
+        f"{in_prose(after.spearman)}, p {significant(after.p, 2)}, over {models}, "
+        f"{found.n_unconverged} of them unconverged{f' (left out: {said})' if said else ''}"
+    )
+    half = found.test("half")
+    if half is None or half.spearman.value is None:
+        return f"{text}."
+    return (
+        f"{text}; with the counts after half of the training {significant(half.spearman.value, 2)} "
+        f"(p {significant(half.p, 2)})."
+    )
 
 
 def _growth(found: Unconverged) -> str:
     if found.growth is None:
         return ""
     low, high = (f"{fixed(100 * end, 1)}%" for end in found.growth)
-    text = f"With the last doubling of their training these changed by {low} to {high}"
-    rho = found.growth_with_loss
-    if rho is None:
+    text = (
+        f"With that last doubling of the training the unconverged counts changed by {low} to {high}"
+    )
+    if found.growth_with_loss is None:
         return f"{text}."
-    if abs(rho) >= MOVES_LITTLE:
-        text += f", growing {'more' if rho > 0 else 'less'} where the loss is high"
-    return f"{text} (Spearman {significant(rho, 2)}, p {significant(found.p_growth_with_loss, 2)})."
-
-
-def _correlation(found: Unconverged) -> str:
-    value = f"{in_prose(found.spearman)}, p {significant(found.p, 2)}"
-    if found.spearman_half is None:
-        return f"Spearman of packing and loss is {value}."
-    kept = ""
-    if found.order_kept is not None:
-        kept = f"; the two orders agree at {significant(found.order_kept, 2)}"
     return (
-        f"Spearman of packing and loss is {significant(found.spearman_half, 2)} after half of the "
-        f"training, and {value}, after all of it{kept}."
+        f"{text}; growth and loss have Spearman {significant(found.growth_with_loss, 2)} "
+        f"(p {significant(found.p_growth_with_loss, 2)}), and away from zero that says that the "
+        "relation is still moving."
     )
 
 
-def _where_it_comes_from(found: Unconverged) -> str:
-    """The same over fewer models, or with less that differs between them."""
-    parts = []
-    known = sorted((rho, block) for block, rho in found.without_block.items() if rho is not None)
-    if len(known) > 1:
-        (least, one), (most, other) = known[0], known[-1]
-        parts.append(
-            f"{significant(most, 2)} without the models of {lever_name(other)} and "
-            f"{significant(least, 2)} without those of {lever_name(one)}"
-        )
-    if found.within_levers is not None:
-        parts.append(
-            f"{significant(found.within_levers, 2)} within levers "
-            f"(p {significant(found.p_within_levers, 2)})"
-        )
-    k, cosine = found.equal_k, found.equal_strictness
-    if k is not None and k.spearman is not None and MIN_MODELS <= k.n_models < found.n_models:
-        parts.append(f"{significant(k.spearman, 2)} among the {k.n_models} models with k {k.k}")
-    if cosine is not None and cosine.spearman is not None:
-        parts.append(
-            f"{significant(cosine.spearman, 2)} with latents of all models matched from a cosine "
-            f"of {cosine.cosine:.2f} on"
-        )
-    return f"It is {'; '.join(parts)}." if parts else ""
+def _hangs_on(found: Unconverged) -> str:
+    """The lever without which least is left."""
+    parts = [
+        (abs(one.spearman.value), one)
+        for one in found.tests
+        if one.of.startswith("without ") and one.spearman.value is not None
+    ]
+    if len(parts) < 2:
+        return ""
+    _, least = min(parts, key=lambda part: part[0])
+    return (
+        f"It hangs most on {lever_name(least.of.removeprefix('without '))}: without those models "
+        f"it is {significant(least.spearman.value, 2)} (p {significant(least.p, 2)}, "
+        f"{plural(least.n_models, 'model')})."
+    )
 
 
 def _power(found: Unconverged) -> str:
-    if found.detectable_rho is None or found.p is None or found.p <= ALPHA:
+    if found.detectable_rho is None:
         return ""
-    said = could_have_shown(found.detectable_rho)
-    return f"{said[0].upper()}{said[1:]}."
-
-
-def _levers(found: Unconverged) -> str:
-    """Which levers move these counts, and whether they did after half of the training."""
-    before = {r.lever for r in found.responses_half if r.moves is True}
-    moving = [r for r in found.responses if r.moves is True]
-    still = [lever_name(r.lever) for r in found.responses if r.moves is False]
-    always = [_moved(r) for r in moving if r.lever in before]
-    late = [_moved(r) for r in moving if r.lever not in before]
-    said = [f"with {listed(always)}"] if always else []
-    if late:
-        said.append(f"after all of the training, and not after half of it, with {listed(late)}")
-    if not said:
-        return f"Packing does not move beyond chance with {listed(still)}." if still else ""
-    beside = f", and not beyond chance with {listed(still)}" if still else ""
-    return f"Packing moves {'; '.join(said)}{beside}."
-
-
-def _moved(response: Response) -> str:
-    """A spread has no direction."""
-    name = lever_name(response.lever)
-    if response.decided_by != "trend" or not response.tau:
-        return name
-    return f"{name} ({'rising' if response.tau > 0 else 'falling'})"
+    said = could_have_shown(found.detectable_rho).replace(
+        "as many independent models", f"{found.n_models} independent models"
+    )
+    return f"{said[0].upper()}{said[1:]}; these are not independent."

@@ -133,6 +133,15 @@ def test_a_table_that_says_too_little_is_not_gone_on_from(tiny, tmp_path):
     for column in ("code_sha256", "began"):
         table.assign(**{column: table[column].mask(nameless)}).to_parquet(file)
         assert [cell for cell, _ in replicates_of(file)] == [table["cell"].iloc[-1]], column
+    # Nor is it lost where it is not asked for.
+    other = file.parent / "out"
+    other.mkdir()
+    shutil.copy(tiny[0] / "config.json", other)
+    shutil.copytree(tiny[0] / run.REPLICATES, other / run.REPLICATES)
+    table.drop(columns="code_sha256").to_parquet(other / "results.parquet")
+    fewer = TINY.model_copy(update={"cells": TINY.cells[:1]})
+    run.calibrate(fewer, other, command="interp calibrate", processes=1, quiet=True)
+    assert len(pd.read_parquet(other / "results.parquet")) == len(table)
     file.write_bytes(b"PAR1 cut off")
     with pytest.raises(UserError, match=r"results.parquet: no table .*remove it"):
         replicates_of(file)
@@ -146,6 +155,10 @@ def test_what_is_not_asked_for_stays_in_the_table(tiny, tmp_path):
     fewer = TINY.model_copy(update={"cells": TINY.cells[:1]})
     summary = run.calibrate(fewer, out, command="interp calibrate", processes=1, quiet=True)
     assert [record["cell"] for record in summary["cells"]] == [TINY.cells[0].name]
+    before, after = (pd.read_parquet(f / "results.parquet") for f in (tiny[0], out))
+    order = ["cell", "replicate", "d_sae", "estimator"]
+    after = after.sort_values(order, kind="stable").reset_index(drop=True)
+    pd.testing.assert_frame_equal(after, before)  # fits too
     whole = run.calibrate(TINY, out, command="interp calibrate", processes=1, quiet=True)
     assert whole["cells"] == tiny[1]["cells"]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import arm_run
@@ -17,15 +17,16 @@ from scipy.stats import spearmanr
 from interp.config import StudyConfig
 from interp.correlate import spearman_within
 from interp.levers import block
+from interp.report import write_report
 from interp.report.answering import answer
-from interp.report.arm_records import Response
+from interp.report.arm_records import RankTest
 from interp.report.interval import Interval
 from interp.report.objections import objections
 from interp.report.reading import read_summary
-from interp.report.unconverged import unconverged_sentences
+from interp.report.unconverged import unconverged_sentences, unconverged_tables
 from interp.spots import HALF
 from interp.summary import summarise, tidy
-from interp.unconverged import drift, lacks_only_training, why_left_out
+from interp.unconverged import growth, lacks_only_training, why_left_out
 
 NAMES = arm_run.names()
 CONVERGED, FULL, OFF = NAMES[2], NAMES[5], NAMES[6]
@@ -77,28 +78,38 @@ def test_what_lacks_nothing_but_training_is_let_in(unconverged: dict[str, Any]) 
     facts = {m["name"]: m for m in unconverged["models"]}
     losses = np.array([facts[m]["loss_nats_per_token"] for m in counts])
     after, before = (np.array([r[key] for r in counts.values()]) for key in ("value", "value_half"))
-    for name, one, other in (
-        ("spearman", after, losses),
-        ("spearman_half", before, losses),
-        ("order_kept", before, after),
-        ("growth_with_loss", after / before - 1, losses),
+    tests = {t["of"]: t for t in found["tests"]}
+    kept = {lever: [m for m in counts if block(facts[m]) != lever] for lever in ("tokens", "base")}
+    for of, one, other in (
+        ("all", after, losses),
+        ("half", before, losses),
+        *(
+            (
+                f"without {lever}",
+                [counts[m]["value"] for m in models],
+                [facts[m]["loss_nats_per_token"] for m in models],
+            )
+            for lever, models in kept.items()
+        ),
     ):
-        assert found[name] == pytest.approx(spearmanr(one, other).statistic), name
-    assert found["order_kept"] < 1
+        assert tests[of]["spearman"] == pytest.approx(spearmanr(one, other).statistic), of
+        assert tests[of]["p"] == pytest.approx(spearmanr(one, other).pvalue, abs=0.05), of
+        assert tests[of]["ci_low"] < tests[of]["spearman"] < tests[of]["ci_high"], of
+        assert tests[of]["n_models"] == len(other)
     within = spearman_within(
         after, losses, [block(facts[m]) for m in counts], generator=torch.Generator().manual_seed(1)
     )
-    assert found["within_levers"] == pytest.approx(within.value)
-    assert found["p_within_levers"] == pytest.approx(within.p, abs=0.01)
-    assert found["ci_low"] < found["spearman"] < found["ci_high"]
-    # Of those that are unconverged: the converged one grew least.
-    assert found["growth_low"] == pytest.approx(1 / 0.98 - 1)
-    assert found["growth_high"] == pytest.approx(1 / 0.8 - 1)
-    kept = [m for m in counts if block(facts[m]) != "tokens"]
-    without = spearmanr([counts[m]["value"] for m in kept],
-                        [facts[m]["loss_nats_per_token"] for m in kept])  # fmt: skip
-    assert found["without_block"]["tokens"] == pytest.approx(without.statistic)
-    assert (found["equal_k"]["k"], found["equal_k"]["n_models"]) == (8, 17)
+    assert tests["within levers"]["spearman"] == pytest.approx(within.value)
+    assert tests["within levers"]["p"] == pytest.approx(within.p, abs=0.01)
+    assert tests["k 8"]["n_models"] == 17
+    assert tests["k 8"]["spearman"] == tests["all"]["spearman"]
+    # Growth is of those that are unconverged: the converged one grew least.
+    still = [i for i, r in enumerate(counts.values()) if not r["converged"]]
+    grew = (after / before - 1)[still]
+    assert (found["growth_low"], found["growth_high"]) == (
+        pytest.approx(1 / 0.98 - 1), pytest.approx(1 / 0.8 - 1),
+    )  # fmt: skip
+    assert found["growth_with_loss"] == pytest.approx(spearmanr(grew, losses[still]).statistic)
     for key in ("dose_response", "dose_response_half"):
         moved = {r["lever"]: r["moves"] for r in found[key]}
         assert moved["row_decay"] is moved["tokens"] is True, key
@@ -136,83 +147,87 @@ def test_a_report_says_that_it_decides_nothing(unconverged: dict[str, Any]) -> N
     told = answer(found)
     assert told.first.startswith("Not identified")
     [paragraph] = [s for s in told.more if s.startswith("With unconverged counts let in")]
-    record = unconverged["arm"]["unconverged"]
+    tests = {t["of"]: t for t in unconverged["arm"]["unconverged"]["tests"]}
     for said in (
-        "which was not declared and decides nothing: 17 models, 16 of them unconverged (left out: ",
+        "which was not declared and decides nothing, Spearman of packing and loss is −",
+        "over 17 models, 16 of them unconverged (left out: ",
         "FVU not at the target",
-        "these changed by 2.0% to 25.0%",
-        f"is −{-record['spearman_half']:.2f} after half of the training, and −",
-        f"−{-record['within_levers']:.2f} within levers",
-        "Packing moves with row decay and tokens (rising), and not beyond chance with",
+        f"with the counts after half of the training −{-tests['half']['spearman']:.2f} (p 0.0",
+        "the unconverged counts changed by 2.0% to 25.0%; growth and loss have Spearman ",
+        "It hangs most on ",
     ):
         assert said in paragraph, (said, paragraph)
-    assert (
-        "With unconverged counts let in (17 models, 2 left out)"
-        in dict(objections(found))[OBJECTION]
-    )
+    reply = dict(objections(found))[OBJECTION]
+    assert "What they would have given, which was not declared and decides nothing" in reply
     converged = read_summary(study({}))
     assert not any("unconverged counts" in s for s in answer(converged).more)
-    assert "unconverged counts" not in dict(objections(converged))[OBJECTION]
+    assert "What they would have given" not in dict(objections(converged))[OBJECTION]
+    assert converged.arm is not None
+    assert unconverged_tables(converged.arm.unconverged) == ()
 
 
-def test_the_paragraph_follows_what_was_found(unconverged: dict[str, Any]) -> None:
+def test_the_page_has_the_tables(unconverged: dict[str, Any], tmp_path: Path) -> None:
+    folder = arm_run.write_run(tmp_path / "run", unconverged)
+    page = write_report(folder).read_text()
+    assert "What the unconverged counts would have given" in page
+    found = read_summary(unconverged).arm
+    assert found is not None
+    ranks, levers = unconverged_tables(found.unconverged)
+    assert [row[0] for row in ranks.rows][:3] == [
+        "all", "all, after half of the training", "without base and seeds",
+    ]  # fmt: skip
+    assert {"without row decay", "within levers", "k 8"} <= {row[0] for row in ranks.rows}
+    by_lever = {row[0]: row for row in levers.rows}
+    assert by_lever["tokens"][3] == by_lever["tokens"][5] == "yes"
+    assert by_lever["projects"][3] == by_lever["projects"][5] == "no"
+
+
+def test_the_words_follow_what_was_found(unconverged: dict[str, Any]) -> None:
     arm = read_summary(unconverged).arm
     assert arm is not None
     assert arm.unconverged is not None
     found = arm.unconverged
     # So few models show nothing, whatever their order.
     assert unconverged_sentences(replace(found, n_models=4), {}) == ""
+    assert unconverged_tables(replace(found, n_models=4)) == ()
     assert unconverged_sentences(None, {}) == ""
-    falling = unconverged_sentences(
-        replace(found, growth=(-0.143, 0.02), growth_with_loss=-0.5), {}
+    falling = unconverged_sentences(replace(found, growth=(-0.143, 0.02)), {})
+    assert "changed by −14.3% to 2.0%; growth and loss" in falling
+    assert "A correlation of 0.60 or more among 17 independent models" in unconverged_sentences(
+        replace(found, detectable_rho=0.6), {}
     )
-    assert "changed by −14.3% to 2.0%, growing less where the loss is high" in falling
-    assert "growing" not in unconverged_sentences(replace(found, growth_with_loss=0.01), {})
-    shown = unconverged_sentences(replace(found, p=0.001, detectable_rho=0.6), {})
-    assert "as many independent models" not in shown
-    assert "A correlation of 0.60 or more" in unconverged_sentences(
-        replace(found, p=0.2, detectable_rho=0.6), {}
-    )
-    late = replace(found, responses_half=tuple(replace(r, moves=False) for r in found.responses))
-    assert "Packing moves after all of the training, and not after half of it, with row decay" in (
-        unconverged_sentences(late, {})
-    )
-    still: tuple[Response, ...] = tuple(replace(r, moves=False) for r in found.responses)
-    assert "Packing does not move beyond chance with" in unconverged_sentences(
-        replace(found, responses=still), {}
-    )
+    labels = {OFF: "the one off"}
+    assert "the one off, FVU not at the target" in unconverged_sentences(found, labels)
+    # A lever that could not be tested is no lever that does not move it.
+    unknown = tuple(replace(r, moves=None, p_holm=None) for r in found.responses)
+    _, table = unconverged_tables(replace(found, responses=unknown, responses_half=()))
+    assert {row[3:] for row in table.rows} == {("–", "–", "–", "–")}
     bare = replace(
-        found, growth=None, spearman_half=None, without_block={}, within_levers=None, equal_k=None,
-        equal_strictness=None, responses=(), left_out={}, spearman=Interval(0.1), p=0.8,
-        detectable_rho=None,
+        found, growth=None, left_out={}, detectable_rho=None, responses=(),
+        tests=(RankTest("all", 17, Interval(0.1), 0.8),),
     )  # fmt: skip
     assert unconverged_sentences(bare, {}) == (
-        "With unconverged counts let in, which was not declared and decides nothing: 17 models, 16 "
-        "of them unconverged. Spearman of packing and loss is 0.10 (no interval), p 0.80."
+        "With unconverged counts let in, which was not declared and decides nothing, Spearman of "
+        "packing and loss is 0.10 (no interval), p 0.80, over 17 models, 16 of them unconverged."
     )
+    undefined = replace(found, tests=(RankTest("all", 17, Interval(), None),))
+    assert unconverged_sentences(undefined, {}) == ""
 
 
-def test_counts_of_none_and_without_a_half_have_no_growth() -> None:
-    rows: list[dict[str, Any]] = [
-        {"value": v, "value_half": h, "converged": c}
-        for v, h, c in ((0, 0, False), (4, 0, False), (5, 4, False), (9, 6, False), (9, None, True),
-                        (10, 10, True))
-    ]  # fmt: skip
-    losses = [3.0, 2.0, 2.5, 1.0, 0.5, 0.1]
+def test_counts_of_none_have_no_growth() -> None:
+    rows = [{"value": v, "value_half": h} for v, h in ((0, 0), (4, 0), (5, 4), (9, 6), (8, 8))]
+    losses = [3.0, 2.0, 2.5, 1.0, 0.1]
 
-    def found(some: list[dict[str, Any]], at: list[float]) -> dict[str, Any]:
-        return drift(some, at, generator=torch.Generator().manual_seed(0))
+    def found(some: list[dict[str, int]]) -> dict[str, Any]:
+        return growth(some, losses[: len(some)], generator=torch.Generator().manual_seed(0))
 
-    made = found(rows, losses)
-    assert (made["growth_low"], made["growth_high"]) == (pytest.approx(0.25), pytest.approx(0.5))
-    # Of three: .25, .5 and 0, at losses 2.5, 1.0 and 0.1.
+    made = found(rows)
+    assert (made["growth_low"], made["growth_high"]) == (0, pytest.approx(0.5))
     assert made["growth_with_loss"] == pytest.approx(spearmanr([0.25, 0.5, 0], [2.5, 1, 0.1])[0])
-    alike = found([{"value": 5, "value_half": 4, "converged": False}] * 6, losses)
-    none = found(rows[:1], losses[:1])
-    for one in (made, alike, none):
-        assert not any(isinstance(v, float) and not math.isfinite(v) for v in one.values())
-    assert alike["growth_with_loss"] is alike["order_kept"] is None
-    assert none["growth_low"] is none["spearman_half"] is None
+    alike = found([{"value": 5, "value_half": 4}] * 5)
+    assert alike["growth_low"] == pytest.approx(0.25)
+    assert alike["growth_with_loss"] is None
+    assert set(found(rows[:1]).values()) == {None}
 
 
 @pytest.mark.parametrize(

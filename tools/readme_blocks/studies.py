@@ -10,6 +10,7 @@ from interp.report.answering import answer, in_short
 from interp.report.caveats import caveats
 from interp.report.objections import objections
 from interp.report.reading import read_summary
+from interp.report.unconverged import unconverged_tables
 from interp.report.wording import duration, listed, size
 
 RUN = "full"
@@ -73,6 +74,9 @@ def finding(root: Path, name: str) -> str:
         lines += [f"![Packing against loss]({picture})", ""]
     for text in said.more:
         lines += [text, ""]
+    for table in unconverged_tables(summary.arm.unconverged if summary.arm else None):
+        cells = (table.columns, ("---",) * len(table.columns), *table.rows)
+        lines += [*(f"| {' | '.join(row)} |" for row in cells), ""]
     lines += ["**What limits it, or failed.**", ""]
     lines += [f"- {text}" for text in (*failed, *caveats(summary))] or ["- Nothing."]
     lines += ["", "**What a referee would say, and the reply.**", ""]

@@ -70,14 +70,18 @@ def verdicts(root: Path) -> str:
     if left := [gate for gate in summary["gates"] if gate["passed"] is None]:
         which = ", ".join(g["name"] for g in left) if decided else "every gate"
         lines.append(f"- Undecided ({which}): {_undecided(summary)}.")
+    table = cell_table(summary["cells"])
     told = (
         "Of N per cell: its bias on average, in how many data sets it was identified, and how many "
-        "of their 95% intervals hold the true number. Hits are the features that a class without "
-        "composites points along in the largest dictionary, strays its classes that point along "
-        "none, both as shares of the features."
+        "of their 95% intervals hold the true number."
     )
+    if any("hits" in row for row in table):
+        told += (
+            " Hits are the features that a class without composites points along in the largest "
+            "dictionary, strays its classes that point along none, both as shares of the features."
+        )
     ended = f"`{summary['command']}`; [`calibration/`](calibration/)."
-    return "\n".join([*lines, "", told, "", *_markdown(cell_table(summary["cells"])), "", ended])
+    return "\n".join([*lines, "", told, "", *_markdown(table), "", ended])
 
 
 def bridge(root: Path) -> str:
@@ -140,7 +144,8 @@ def bridge(root: Path) -> str:
 
 
 def _markdown(rows: list[dict[str, str]]) -> list[str]:
-    cells = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [columns, ["---"] * len(columns), *([row.get(c, "-") for c in columns] for row in rows)]
     return [f"| {' | '.join(line)} |" for line in cells]
 
 
@@ -159,48 +164,65 @@ def _undecided(summary: dict[str, Any]) -> str:
 def _so_far(summary: dict[str, Any]) -> str:
     """What the cells say while gates are undecided: extents, and the cell that is worst."""
     cells = [c for c in summary["cells"] if c["n_replicates"] >= MANY]
-    found = {
-        name: [
-            (c, e)
-            for c in cells
-            for e in c["estimators"]
-            if e["estimator"] == name and e["bias"] is not None
-        ]
-        for name in ("saturation", "saturation_atoms")
-    }
-    own = found["saturation_atoms"]
-    if not own:
-        return ""
-
-    def biases(of: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
-        return span([100 * e["bias"] for _, e in of], "{:+.1f}%".format)
-
-    where, worst = min(own, key=lambda of: of[1]["coverage"])
-    text = (
-        f"Where it is identified, N without composites is on average {biases(own)} off the true "
-        f"number in {len(own)} kinds of data, and N {biases(found['saturation'])}. The 95% "
-        f"intervals of the former hold the true number least often for {_cell(where)}: "
-        f"{worst['n_covering']} of {worst['n_with_interval']}."
-    )
-    hits = [
-        (e["mean_bound"] / c["n_features"], c)
-        for c in cells
-        for e in c["estimators"][::-1]
-        if e["estimator"] == "reproducible_atoms_hits"
-        and e["d_sae"] == max(other["d_sae"] for other in c["estimators"])
+    said = [
+        text
+        for name, called in (("saturation_atoms", "N without composites"), ("saturation", "N"))
+        if (text := _biases(cells, name, called))
     ]
-    share, least = min(hits, key=lambda of: of[0])
-    if share < HALF_RIGHT:
+    if not said:
+        return ""
+    covering = [
+        (e["coverage"], e, c)
+        for c in cells
+        for e in c["estimators"]
+        if e["estimator"] == "saturation_atoms" and e["coverage"] is not None and _often(e)
+    ]
+    text = f"{'; '.join(said)}."
+    if covering:
+        _, e, c = min(covering, key=lambda of: of[0])
         text += (
-            f" A count may be near for a wrong reason: of {_cell(least)}, {share:.0%} have a class "
-            "that points along them."
+            " The 95% intervals without composites hold the true number least often for "
+            f"{_cell(c)}: {e['n_covering']} of {e['n_with_interval']}."
         )
-    return f"{text}\n\n"
+    hits = [(share, c) for c in cells if (share := _hits(c)) is not None]
+    if hits and min(share for share, _ in hits) < HALF_RIGHT:
+        share, c = min(hits, key=lambda of: of[0])
+        text += (
+            f" A number may be near for a wrong reason: for {_cell(c)}, classes point along "
+            f"{share:.0%} of the features."
+        )
+    return f"{text[0].upper()}{text[1:]}\n\n"
+
+
+def _often(estimator: dict[str, Any]) -> bool:
+    """In half of the data sets or more, as the gates ask."""
+    return 2 * int(estimator["n_identified"]) >= int(estimator["n_replicates"])
+
+
+def _biases(cells: list[dict[str, Any]], name: str, called: str) -> str:
+    found = [e for c in cells for e in c["estimators"] if e["estimator"] == name]
+    known = [100 * e["bias"] for e in found if e["bias"] is not None and _often(e)]
+    if not known:
+        return ""
+    return (
+        f"{called} is on average {span(known, '{:+.1f}%'.format)} off the true number in the "
+        f"{len(known)} of {len(found)} kinds of data in which it is identified in half of the data "
+        "sets or more"
+    )
+
+
+def _hits(cell: dict[str, Any]) -> float | None:
+    """Share of the features that a class points along, in the largest dictionary."""
+    found = [e for e in cell["estimators"] if e["estimator"] == "reproducible_atoms_hits"]
+    largest = max(found, key=lambda e: int(e["d_sae"]), default=None)
+    if largest is None or largest["mean_bound"] is None:
+        return None
+    return float(largest["mean_bound"] / cell["n_features"])
 
 
 def _cell(record: dict[str, Any]) -> str:
     k = "" if record["k_ratio"] == 1 else f", k {record['k_ratio']:g} times the true L0"
-    features = {"hierarchy": "features that fire below others alone"}
+    features = {"hierarchy": "features of which most fire below others alone"}
     what = features.get(record["structure"], f"{record['structure']} features")
     return f"{what} (n/d {record['n_per_dim']:g}{k})"
 
@@ -229,6 +251,9 @@ def _plain_count(folder: Path) -> str:
         exact = rows[kept & (rows["converged"] == True)]  # noqa: E712
         return _most((100 * (exact["value"] / exact["n_features"] - 1)).tolist(), "{:+.0f}%")
 
+    trimmed = ""
+    if len(rows) >= MANY:
+        trimmed = f" Of {MANY} counts or more these are the extents of the middle nine tenths."
     older = (
         ""
         if "distinct_latents" in estimators
@@ -239,11 +264,11 @@ def _plain_count(folder: Path) -> str:
     )
     return (
         "The count at one size (`reproducible`), which a study's headline gives, in the same cells "
-        f"(synthetic data of width 32{'; nine tenths of them' if len(rows) >= MANY else ''}): "
-        f"with at most as many latents as true features "
+        f"(synthetic data of width 32): with at most as many latents as true features "
         f"{shares(ratio <= 1)}, with twice as many {shares(ratio == 2)}, with four times and more "
         f"{shares(ratio >= 4)}. A full dictionary "
         f"is what one too small looks like. Converged counts with twice as many latents as "
         f"features were {off(ratio == 2)} off the true number, with four times and more "
-        f"{off(ratio >= 4)}: latents that stand for two features are found again too.{older}"
+        f"{off(ratio >= 4)}: latents that stand for two features are found again too."
+        f"{trimmed}{older}"
     )
