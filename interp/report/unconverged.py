@@ -7,6 +7,7 @@ from interp.report.arm_records import Response, Unconverged
 from interp.report.tables import Table
 from interp.report.wording import (
     ABSENT,
+    at_its_width,
     fixed,
     in_prose,
     listed,
@@ -14,7 +15,6 @@ from interp.report.wording import (
     significant,
     verdict,
     whole,
-    with_interval,
 )  # fmt: skip
 
 NOT_DECLARED = "which was not declared and decides nothing"
@@ -49,7 +49,7 @@ def _ranks(found: Unconverged) -> Table:
         (
             _which(one.of),
             whole(one.n_models),
-            with_interval(one.spearman, 2),
+            at_its_width(one.spearman),
             significant(one.p, 2),
         )
         for one in found.tests
