@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
+from torch.nn.functional import normalize
 
+from interp.calibrate.presets import PRESETS
+from interp.calibrate.training import train
 from interp.calibrate.truth import beside_the_truth, facts_of
 from saes.latent_set import LatentSet
 from saes.matching import ReproducibleCount
 from saes.sae import SparseActs
+from saes.synthetic import SyntheticData
 
 NOTHING = SparseActs(torch.zeros((1, 1), dtype=torch.long), torch.zeros((1, 1)))
 
@@ -62,3 +67,26 @@ def test_facts_are_plain() -> None:
     assert facts_of(count((0, 0), (1, -1))) == {
         "s_ge": {"1": 2, "2": 1}, "n_live": [4, 4], "n_merged": [0, 1], "threshold": 0.7
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_feature_below_another_is_found_together_with_it() -> None:
+    """Why the number of such features can be near and their classes are not (docs, estimators)."""
+    gates = PRESETS["gates"]
+    [one] = [cell for cell in gates.cells if cell.children]
+    data = SyntheticData(one.data(seed=0))
+    config = gates.model_copy(
+        update={"cells": (one,), "n_seeds": 1, "d_sae_per_d_in": (8,), "largest_holds_twice": False}
+    )
+    [[sae]] = train(data, one, 0, config, workers=1).main.values()
+    latents = normalize(sae.W_dec, dim=1)
+    n_parents = one.n_features // (1 + one.children)
+    parents, below = data.directions[:n_parents], data.directions[n_parents:]
+    of = torch.arange(len(below)) // one.children
+
+    def found(directions: torch.Tensor) -> float:
+        return float(((latents @ normalize(directions, dim=1).T).amax(0) > 0.9).double().mean())
+
+    assert found(parents) > 0.8
+    assert found(below) < 0.1
+    assert found(below + parents[of]) > 0.8
