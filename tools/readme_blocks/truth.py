@@ -67,8 +67,8 @@ def verdicts(root: Path) -> str:
     judged = {True: "Passed", False: "**Failed**"}
     decided = [gate for gate in summary["gates"] if gate["passed"] is not None]
     lines = [f"- {judged[gate['passed']]} ({gate['name']}): {gate['verdict']}" for gate in decided]
-    if left := [gate for gate in summary["gates"] if gate["passed"] is None]:
-        which = ", ".join(g["name"] for g in left) if decided else "every gate"
+    if len(decided) < len(summary["gates"]):
+        which = "every other gate" if decided else "every gate"
         lines.append(f"- Undecided ({which}): {_undecided(summary)}.")
     table = cell_table(summary["cells"])
     told = (
