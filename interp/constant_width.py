@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from copy import copy
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,6 @@ from interp.leave_one_out import leave_one_out
 from interp.levers import BASE, ON_A_LOG_SCALE, OTHER, block, name_of, replicate, value_of
 from interp.mediation import mediation
 from interp.power import detectable
-from interp.unconverged import growth, lacks_only_training, why_left_out
 
 ARM = "constant_width"
 CAPTION = (
@@ -66,7 +63,7 @@ class Arm:
 
     def correlation(self) -> Record:
         """The primary test: packing against loss over all usable models of the arm."""
-        packing, losses = _per_dim(self.rows), self._losses(self.rows)
+        packing, losses = _per_dim(self.rows), self.losses(self.rows)
         rank = spearman(packing, losses, generator=self.generator)
         tau = kendall(packing, losses, generator=self.generator)
         blocks = [block(self.facts[r["model"]]) for r in self.rows]
@@ -113,7 +110,7 @@ class Arm:
 
     def record(self) -> Record:
         """Everything beside the primary test: `summary["arm"]`."""
-        packing, losses = _per_dim(self.rows), self._losses(self.rows)
+        packing, losses = _per_dim(self.rows), self.losses(self.rows)
         names = [r["model"] for r in self.rows]
         blocks = [block(self.facts[name]) for name in names]
         return {
@@ -125,18 +122,18 @@ class Arm:
             "seeds": self._seeds(),
             "measurement_share": _measurement_share(self.rows),
             "dose_response": [
-                r.to_json() for r in self._dose_response(self._outcomes(), self.generator)
+                r.to_json() for r in self.dose_response(self._outcomes(), self.generator)
             ],
             "mediation": self._mediation(),
             "power": detectable(len(self.rows)).to_json(),
-            "equal_k": self._equal_k(),
+            "equal_k": self.equal_k(),
             "leave_one_out": leave_one_out(packing, losses, names, blocks).to_json(),
             "holm": self._secondary(),
-            "equal_strictness": self._equal_strictness(),
-            "unconverged": self._unconverged(),
+            "equal_strictness": self.equal_strictness(),
         }
 
-    def _losses(self, rows: list[Record]) -> np.ndarray:
+    def losses(self, rows: list[Record]) -> np.ndarray:
+        """Nats, of the rows' models."""
         return np.array([self.facts[r["model"]][self.loss_key] for r in rows], dtype=float)
 
     def _left_out(self) -> list[Record]:
@@ -180,9 +177,10 @@ class Arm:
         names = [name_of(f) for f in self.facts.values() if not replicate(f)]
         return [name for name in dict.fromkeys(names) if name != OTHER]
 
-    def _dose_response(
+    def dose_response(
         self, outcomes: list[tuple[str, dict[str, float]]], generator: torch.Generator
     ) -> list[DoseResponse]:
+        """Of each outcome, given by model, to every lever of the arm; Holm over levers."""
         found = []
         for outcome, values in outcomes:
             for lever in self._levers():
@@ -229,7 +227,7 @@ class Arm:
         }
         found = mediation(
             _per_dim(rows),
-            self._losses(rows),
+            self.losses(rows),
             levers,
             base_values,
             generator=self.generator,
@@ -239,7 +237,7 @@ class Arm:
                 effect["value"] = float(round(2 ** effect["value"]))
         return found
 
-    def _equal_k(self) -> Record:
+    def equal_k(self) -> Record:
         """The primary test among models whose dictionaries have one k, the most frequent.
 
         Each model has the k that brings it to the FVU asked for, on which a count may hang.
@@ -251,7 +249,7 @@ class Arm:
                     "p": None, "reason": reason}  # fmt: skip
         usual = max(sorted(set(ks)), key=ks.count)
         rows = [r for r in self.rows if r["k"] == usual]
-        found = spearman(_per_dim(rows), self._losses(rows), generator=self.generator)
+        found = spearman(_per_dim(rows), self.losses(rows), generator=self.generator)
         return {
             "least": min(ks),
             "most": max(ks),
@@ -262,7 +260,7 @@ class Arm:
             "reason": found.reason,
         }
 
-    def _equal_strictness(self) -> Record:
+    def equal_strictness(self) -> Record:
         """The primary test with latents of all models matched at one cosine.
 
         Each model's own is where random dictionaries of its covariance end, which differs. Taken is
@@ -277,7 +275,7 @@ class Arm:
                     "p": None, "reason": reason}  # fmt: skip
         cosine = min((c for c in common if c >= max(owns)), default=max(common))
         counts = np.array([counts[cosine] for _, counts in found], dtype=float)
-        rank = spearman(counts, self._losses(self.rows), generator=self.generator)
+        rank = spearman(counts, self.losses(self.rows), generator=self.generator)
         return {
             "least": min(owns),
             "most": max(owns),
@@ -288,83 +286,6 @@ class Arm:
             "reason": rank.reason,
         }
 
-    def _unconverged(self) -> Record | None:
-        """The primary test with unconverged counts let in; None where none of them could be.
-
-        `tests`: of all of them, of their counts after half of the training, without each lever,
-        within levers, among models of one k, and matched at one cosine. Draws of its own: the other
-        tests stay as they are.
-        """
-        rows = [r for r in self.chosen if lacks_only_training(r)] if len(self.widths) == 1 else []
-        if not rows:
-            return None
-        there = copy(self)
-        there.generator = torch.Generator().manual_seed(self.seed)
-        there.rows = [r for r in self.chosen if any(r is one for one in [*rows, *self.rows])]
-        found = {r["model"]: r for r in there.rows}
-        halves = {
-            name: float(r["value_half"]) / self.widths[0]
-            for name, r in found.items()
-            if r.get("value_half") is not None
-        }
-        packing = {name: float(r["per_dim"]) for name, r in found.items()}
-        of_all = {r["model"]: r for r in self.chosen}
-        return {
-            "n_models": len(found),
-            "n_unconverged": len(rows),
-            "left_out": [
-                {"model": name, "reason": why_left_out(of_all.get(name))}
-                for name in self.facts
-                if name not in found
-            ],
-            **growth(rows, self._losses(rows), generator=there.generator),
-            "detectable_rho": detectable(len(found)).detectable_rho,
-            "tests": there._tests(packing, halves),
-            **{
-                key: [
-                    r.to_json()
-                    for r in there._dose_response([("packing", values)], there.generator)
-                ]
-                for key, values in (("dose_response", packing), ("dose_response_half", halves))
-            },
-        }
-
-    def _tests(self, packing: dict[str, float], halves: dict[str, float]) -> list[Record]:
-        """Packing against loss: all models, and parts of them. Values per dimension by model."""
-        blocks = {name: block(self.facts[name]) for name in packing}
-
-        def losses(names: Iterable[str]) -> np.ndarray:
-            return np.array([self.facts[name][self.loss_key] for name in names], dtype=float)
-
-        def test(values: dict[str, float], **of: Any) -> Record:
-            counts = np.array(list(values.values()))
-            rank = spearman(counts, losses(values), generator=self.generator)
-            return _told(rank) | of
-
-        within = spearman_within(
-            np.array(list(packing.values())), losses(packing), list(blocks.values()),
-            generator=self.generator,
-        )  # fmt: skip
-        same_k, same_cosine = self._equal_k(), self._equal_strictness()
-        return [
-            test(packing, of="all"),
-            test(halves, of="half"),
-            *(
-                test({n: v for n, v in packing.items() if blocks[n] != left}, of=f"without {left}")
-                for left in dict.fromkeys(blocks.values())
-            ),
-            _told(within) | {"of": "within levers"},
-            *(
-                {"n_models": one["n_models"], "spearman": one["spearman"], "p": one["p"],
-                 "ci_low": None, "ci_high": None, "of": of}
-                for one, of in (
-                    (same_k, f"k {same_k['k']}"),
-                    (same_cosine, f"cosine {same_cosine['cosine'] or 0:.2f}"),
-                )
-                if one["spearman"] is not None
-            ),
-        ]  # fmt: skip
-
     def _secondary(self) -> list[Record]:
         """Every other count, and the embedding's rows, against loss; Holm over what was tested."""
         places: dict[tuple[Any, ...], list[Record]] = {}
@@ -374,7 +295,7 @@ class Arm:
                 places.setdefault(tuple(record[k] for k in key), []).append(record)
         tests: list[tuple[Record, Association]] = []
         for (layer, fraction, about, estimator, d_sae), rows in sorted(places.items()):
-            found = spearman(_per_dim(rows), self._losses(rows), generator=self.generator)
+            found = spearman(_per_dim(rows), self.losses(rows), generator=self.generator)
             where = {
                 "estimator": estimator,
                 "about": about,
@@ -404,16 +325,6 @@ class Arm:
             }
             for (where, found), p in zip(tests, adjusted, strict=True)
         ]
-
-
-def _told(found: Association) -> Record:
-    return {
-        "n_models": found.n_models,
-        "spearman": found.value,
-        "p": found.p,
-        "ci_low": found.ci_low,
-        "ci_high": found.ci_high,
-    }
 
 
 def _per_dim(rows: list[Record]) -> np.ndarray:

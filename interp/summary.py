@@ -20,6 +20,7 @@ from interp.mixed_model import mixed_model
 from interp.packing import COUNT_SLACK_PER_DIM
 from interp.run import TWIN, with_architectures
 from interp.scaling import Parameter, fit_power_law
+from interp.unconverged import unconverged
 
 COLUMNS = (
     "model", "family", "arm", "control", "d_model", "layer", "hook_point", "about", "d_sae",
@@ -100,7 +101,7 @@ def summarise(
         "correlation": [
             _correlation(chosen, facts, config, primary) if arm is None else arm.correlation()
         ],
-        **({} if arm is None else {"arm": arm.record()}),
+        **({} if arm is None else {"arm": arm.record() | {"unconverged": unconverged(arm)}}),
         "mixed_model": _mixed_model(chosen, facts),
         "scaling": scaling,
         "warnings": _warnings(packing, chosen, exponent, scaling, config, facts, text_warnings),

@@ -20,7 +20,7 @@ from interp.calibrate.gates import cell_records, verdicts
 from interp.calibrate.jobs import Job, make, wall_seconds
 from interp.calibrate.presets import PRESETS
 from interp.calibrate.saturation import saturation_rows
-from interp.calibrate.table import Record, beside, replicates_of, tidy
+from interp.calibrate.table import Record, beside, read_table, replicates_of, tidy
 from interp.calibrate.training import is_kept
 from interp.calibration import condensed, shipped_file
 from interp.errors import UserError
@@ -100,7 +100,8 @@ def calibrate(
         (out / REPLICATES).mkdir(exist_ok=True)
         durable.remove_partials(out / REPLICATES)
         jobs = _jobs(config, out / REPLICATES)
-        held = replicates_of(out / TABLE)
+        table = read_table(out / TABLE)
+        held = replicates_of(table)
         missing = _missing(jobs, held)
         _make(missing, jobs, config, processes or os.cpu_count() or 1, quiet=quiet)
         replicates = []
@@ -110,7 +111,8 @@ def calibrate(
             record["rows"] += saturation_rows(record["rows"], job.cell, config)
             replicates.append(record)
         asked = {(job.cell.name, job.replicate) for job in jobs}
-        return _write(config, out, replicates, beside(out / TABLE, asked), command)
+        others = None if table is None else beside(table, asked)
+        return _write(config, out, replicates, others, command)
 
 
 def ship(summary: dict[str, Any]) -> Path:
@@ -175,7 +177,9 @@ def _write(
         "wall_time_seconds": round(wall_seconds([r["span"] for r in replicates]), 1),
         "cpu": cpu_name(),
     }
-    write_table(out / TABLE, table if others is None else pd.concat([table, others]))
+    if others is not None and not others.empty:
+        table = pd.concat([table, others])
+    write_table(out / TABLE, table)
     figure = calibration_figure(cells)
     if figure is not None:
         (out / "figures").mkdir(exist_ok=True)

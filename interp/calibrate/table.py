@@ -46,30 +46,31 @@ def tidy(replicates: Iterable[Record]) -> pd.DataFrame:
     return frame.sort_values(order, kind="stable").reset_index(drop=True)
 
 
-def beside(file: Path, asked: Collection[tuple[str, int]]) -> pd.DataFrame | None:
-    """The rows of a table that are of other replicates than those asked for; None without any."""
+def read_table(file: Path) -> pd.DataFrame | None:
+    """What `tidy` wrote; None without the file. Raises UserError where it is no such table."""
     if not file.exists():
         return None
-    table = pd.read_parquet(file)
-    others = table[
-        [key not in asked for key in zip(table["cell"], table["replicate"], strict=True)]
-    ]
-    return None if others.empty else others
-
-
-def replicates_of(file: Path) -> dict[tuple[str, int], Record]:
-    """By cell and number, what `tidy` was given, less details and fits, which are made again.
-
-    Without those that do not say which code made them, and when. Raises UserError where the file is
-    no table.
-    """
-    if not file.exists():
-        return {}
     try:
         table = pd.read_parquet(file)
     except (OSError, ValueError) as error:  # pyarrow's errors are of these two
         raise UserError(f"{file}: no table ({error}); remove it to go on without it") from None
-    if not set(OF_REPLICATE) <= set(table.columns):
+    if not {"cell", "replicate", "estimator"} <= set(table.columns):
+        raise UserError(f"{file}: no calibration's table; remove it to go on without it")
+    return table
+
+
+def beside(table: pd.DataFrame, asked: Collection[tuple[str, int]]) -> pd.DataFrame:
+    """The rows of a table that are of other replicates than those asked for."""
+    keys = zip(table["cell"], table["replicate"], strict=True)
+    return table[[key not in asked for key in keys]]
+
+
+def replicates_of(table: pd.DataFrame | None) -> dict[tuple[str, int], Record]:
+    """By cell and number, what `tidy` was given, less details and fits, which are made again.
+
+    Without those that do not say which code made them, and when.
+    """
+    if table is None or not set(OF_REPLICATE) <= set(table.columns):
         return {}
     counted = table[~table["estimator"].isin(list(FITS))].dropna(subset=OF_REPLICATE)
     found: dict[tuple[str, int], Record] = {}

@@ -21,11 +21,11 @@ def lever_name(lever: str) -> str:
     return NAMES.get(lever, lever.replace("_", " "))
 
 
-def could_have_shown(rho: float) -> str:
+def could_have_shown(rho: float, models: str = "as many") -> str:
     """What so many models would have seen, had they been independent."""
     if rho >= NEARLY_ONE:
         return "so few models can show a perfect order and nothing less"
     return (
-        f"a correlation of {significant(rho, 2)} or more among as many independent models would "
-        "have shown four times in five"
+        f"a correlation of {significant(rho, 2)} or more among {models} independent models "
+        "would have shown four times in five"
     )

@@ -98,7 +98,7 @@ def render(run: RunRecords, drawn: Mapping[str, Figure], vectors: Mapping[str, s
         mixed=_mixed_line(summary.mixed),
         arm=summary.arm,
         dose_table=dose_table(summary.arm) if summary.arm else None,
-        unconverged_tables=unconverged_tables(summary.arm.unconverged) if summary.arm else (),
+        unconverged_tables=unconverged_tables(summary.arm.unconverged) if summary.arm else {},
         mediation_table=mediation_table(summary.arm) if summary.arm else None,
         secondary_table=secondary_table(summary.arm) if summary.arm else None,
         any_bound=any(row.censored for row in primary),

@@ -15,7 +15,7 @@ from interp.report.wording import (
     significant,
     verdict,
     whole,
-)  # fmt: skip
+)
 
 NOT_DECLARED = "which was not declared and decides nothing"
 
@@ -38,9 +38,12 @@ def told(found: Unconverged) -> bool:
     )
 
 
-def unconverged_tables(found: Unconverged | None) -> tuple[Table, ...]:
-    """Against loss, and against the levers; none where the paragraph is empty."""
-    return (_ranks(found), _levers(found)) if found is not None and told(found) else ()
+def unconverged_tables(found: Unconverged | None) -> dict[str, Table]:
+    """By title: against loss, and against the levers; none where the paragraph is empty."""
+    if found is None or not told(found):
+        return {}
+    against = "Packing against {}, unconverged counts let in"
+    return {against.format("loss"): _ranks(found), against.format("the levers"): _levers(found)}
 
 
 def _ranks(found: Unconverged) -> Table:
@@ -150,7 +153,5 @@ def _hangs_on(found: Unconverged) -> str:
 def _power(found: Unconverged) -> str:
     if found.detectable_rho is None:
         return ""
-    said = could_have_shown(found.detectable_rho).replace(
-        "as many independent models", f"{found.n_models} independent models"
-    )
+    said = could_have_shown(found.detectable_rho, str(found.n_models))
     return f"{said[0].upper()}{said[1:]}; these are not independent."

@@ -16,7 +16,7 @@ from interp.calibrate.gates import cell_records, verdicts
 from interp.calibrate.presets import PRESETS
 from interp.calibrate.replicate import run_replicate
 from interp.calibrate.saturation import saturation_rows
-from interp.calibrate.table import replicates_of, tidy
+from interp.calibrate.table import read_table, replicates_of, tidy
 from interp.calibrate.training import keep, kept
 from interp.cli import main
 from interp.errors import UserError
@@ -125,14 +125,16 @@ def test_a_table_by_other_code_is_not_gone_on_from(tiny, tmp_path):
 
 def test_a_table_that_says_too_little_is_not_gone_on_from(tiny, tmp_path):
     file = tmp_path / "results.parquet"
-    assert replicates_of(file) == {}
+    assert replicates_of(read_table(file)) == {}
     table = pd.read_parquet(tiny[0] / "results.parquet")
     table.drop(columns="code_sha256").to_parquet(file)
-    assert replicates_of(file) == {}
+    assert replicates_of(read_table(file)) == {}
     nameless = table["cell"] == table["cell"][0]
     for column in ("code_sha256", "began"):
         table.assign(**{column: table[column].mask(nameless)}).to_parquet(file)
-        assert [cell for cell, _ in replicates_of(file)] == [table["cell"].iloc[-1]], column
+        assert [cell for cell, _ in replicates_of(read_table(file))] == [table["cell"].iloc[-1]], (
+            column
+        )
     # Nor is it lost where it is not asked for.
     other = file.parent / "out"
     other.mkdir()
@@ -144,7 +146,10 @@ def test_a_table_that_says_too_little_is_not_gone_on_from(tiny, tmp_path):
     assert len(pd.read_parquet(other / "results.parquet")) == len(table)
     file.write_bytes(b"PAR1 cut off")
     with pytest.raises(UserError, match=r"results.parquet: no table .*remove it"):
-        replicates_of(file)
+        read_table(file)
+    table.drop(columns="cell").to_parquet(file)
+    with pytest.raises(UserError, match=r"results.parquet: no calibration's table; remove it"):
+        read_table(file)
 
 
 def test_what_is_not_asked_for_stays_in_the_table(tiny, tmp_path):
@@ -333,7 +338,9 @@ def test_committed_replicates_are_made_again(which, tmp_path):
     summary = run.calibrate(alone, out, command="interp calibrate", processes=1, quiet=True)
     assert summary["n_replicates"] == 1
     key = one.name, held.first_replicate
-    again, before = (replicates_of(f / "results.parquet")[key] for f in (out, COMMITTED))
+    again, before = (
+        replicates_of(read_table(f / "results.parquet"))[key] for f in (out, COMMITTED)
+    )
     places = ["d_sae", "estimator"]
     made, kept = (pd.DataFrame(r["rows"]).set_index(places).sort_index() for r in (again, before))
     assert made.index.equals(kept.index)

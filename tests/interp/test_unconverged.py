@@ -163,7 +163,7 @@ def test_a_report_says_that_it_decides_nothing(unconverged: dict[str, Any]) -> N
     assert not any("unconverged counts" in s for s in answer(converged).more)
     assert "What they would have given" not in dict(objections(converged))[OBJECTION]
     assert converged.arm is not None
-    assert unconverged_tables(converged.arm.unconverged) == ()
+    assert unconverged_tables(converged.arm.unconverged) == {}
 
 
 def test_the_page_has_the_tables(unconverged: dict[str, Any], tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_the_page_has_the_tables(unconverged: dict[str, Any], tmp_path: Path) ->
     assert "What the unconverged counts would have given" in page
     found = read_summary(unconverged).arm
     assert found is not None
-    ranks, levers = unconverged_tables(found.unconverged)
+    ranks, levers = unconverged_tables(found.unconverged).values()
     assert [row[0] for row in ranks.rows][:3] == [
         "all", "all, after half of the training", "without base and seeds",
     ]  # fmt: skip
@@ -189,7 +189,7 @@ def test_the_words_follow_what_was_found(unconverged: dict[str, Any]) -> None:
     found = arm.unconverged
     # So few models show nothing, whatever their order.
     assert unconverged_sentences(replace(found, n_models=4), {}) == ""
-    assert unconverged_tables(replace(found, n_models=4)) == ()
+    assert unconverged_tables(replace(found, n_models=4)) == {}
     assert unconverged_sentences(None, {}) == ""
     falling = unconverged_sentences(replace(found, growth=(-0.143, 0.02)), {})
     assert "changed by −14.3% to 2.0%; growth and loss" in falling
@@ -200,7 +200,7 @@ def test_the_words_follow_what_was_found(unconverged: dict[str, Any]) -> None:
     assert "the one off, FVU not at the target" in unconverged_sentences(found, labels)
     # A lever that could not be tested is no lever that does not move it.
     unknown = tuple(replace(r, moves=None, p_holm=None) for r in found.responses)
-    _, table = unconverged_tables(replace(found, responses=unknown, responses_half=()))
+    _, table = unconverged_tables(replace(found, responses=unknown, responses_half=())).values()
     assert {row[3:] for row in table.rows} == {("–", "–", "–", "–")}
     bare = replace(
         found, growth=None, left_out={}, detectable_rho=None, responses=(),

@@ -74,7 +74,8 @@ def finding(root: Path, name: str) -> str:
         lines += [f"![Packing against loss]({picture})", ""]
     for text in said.more:
         lines += [text, ""]
-    for table in unconverged_tables(summary.arm.unconverged if summary.arm else None):
+    tables = unconverged_tables(summary.arm.unconverged if summary.arm else None)
+    for table in tables.values():
         cells = (table.columns, ("---",) * len(table.columns), *table.rows)
         lines += [*(f"| {' | '.join(row)} |" for row in cells), ""]
     lines += ["**What limits it, or failed.**", ""]
