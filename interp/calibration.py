@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ ROOM = 2
 OFTEN = 0.5
 """Share of a cell's replicates in which N must be identified for the cell to have a bias, as the
 gates ask (`min_identified`)."""
+DIGITS = 3
 KEPT = ("n_per_dim", "k_ratio", "zipf", "structure", "noise", "n_seeds", "n_replicates")
 
 
@@ -54,6 +55,24 @@ def shipped() -> tuple[dict[str, Any], ...]:
     return tuple(json.loads(file.read_text())) if file.is_file() else ()
 
 
+def with_biases(low: float, high: float, biases: Iterable[float]) -> tuple[float, float]:
+    """An interval widened until it holds what each of the biases would make of its ends.
+
+    A bias b says that an estimate is 1 + b times the truth. None of them narrows the interval.
+    """
+    known = [0.0, *biases]
+    return low / (1 + max(known)), high / (1 + min(known))
+
+
+def biases(records: Iterable[dict[str, Any]]) -> list[float]:
+    """Of those records whose N was identified OFTEN enough to have one."""
+    return [
+        r["bias"]
+        for r in records
+        if r["bias"] is not None and r["n_identified"] >= OFTEN * r["n_replicates"]
+    ]
+
+
 def calibrated(
     estimate: Estimate,
     records: Sequence[dict[str, Any]] | None = None,
@@ -64,7 +83,8 @@ def calibrated(
 
     On a model neither the true n/d nor L0 nor the structure of its features is known: the range is
     over all cells at the nearest n/d with this estimator and number of seeds, except where N
-    was identified in fewer than half of the replicates. A lower bound has no bias and is
+    was identified in fewer than half of the replicates. The interval that is told takes the biases
+    of all cells in, near or not (`with_biases`). A lower bound has no bias and is
     uncalibrated; so is a value farther than NEIGHBOURHOOD from every cell, one whose largest
     dictionary holds less than ROOM times as much, and one of what more than two seeds and not all
     of them have to find, which the calibration does not count. So is everything where the records
@@ -95,19 +115,27 @@ def calibrated(
     if off(nearest) > math.log(NEIGHBOURHOOD):
         return UNCALIBRATED
     cells = [r for r in found if r["n_per_dim"] == nearest["n_per_dim"]]
-    biases = [
-        r["bias"]
-        for r in cells
-        if r["bias"] is not None and r["n_identified"] >= OFTEN * r["n_replicates"]
-    ]
-    if not biases:
+    near = biases(cells)
+    if not near:
         return UNCALIBRATED
     ratios = sorted({r["k_ratio"] for r in cells})
     fewest = min(r["n_replicates"] for r in cells)
     text = (
-        f"bias {min(biases):+.1%} to {max(biases):+.1%} in {len(biases)} of {len(cells)} cells at "
+        f"bias {min(near):+.1%} to {max(near):+.1%} in {len(near)} of {len(cells)} cells at "
         f"n/d {nearest['n_per_dim']:g}, k {ratios[0]:g} to {ratios[-1]:g} times the true L0, "
         f"{fewest} replicate{'s' if fewest > 1 else ''} each"
     )
-    refused = len(cells) - len(biases)
-    return text + (f"; not identified, or seldom, in {refused}" if refused else "")
+    refused = len(cells) - len(near)
+    text += f"; not identified, or seldom, in {refused}" if refused else ""
+    return text + _interval(estimate, biases(found))
+
+
+def _interval(estimate: Estimate, known: list[float]) -> str:
+    if estimate.ci_low is None or estimate.ci_high is None or not estimate.value:
+        return ""
+    per_latent = (estimate.per_dim or 0.0) / estimate.value
+    low, high = (per_latent * end for end in with_biases(estimate.ci_low, estimate.ci_high, known))
+    return (
+        f"; 95% interval {low:.{DIGITS}g} to {high:.{DIGITS}g} per dimension with the biases of "
+        f"all {len(known)} cells taken in"
+    )

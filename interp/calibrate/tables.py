@@ -32,7 +32,7 @@ def level_tables(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, 
                 **_what(record),
                 "N/d": _number(n["mean"], record),
                 "bias": _percent(n["bias"]),
-                "covers": f"{n['n_covering']}/{n['n_with_interval']}",
+                "covers": _covering(n),
                 "identified": f"{n['n_identified']}/{n['n_replicates']}",
                 **_beside_truth(by_name, count, record["n_features"]),
             }
@@ -46,17 +46,21 @@ def level_tables(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, 
 
 def cell_table(records: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
     """One row per cell for a page. Of N, with composites and without: the bias, how many replicates
-    identified it, and how many of their intervals cover; what of the features the latter finds."""
+    identified it, and how many of their intervals cover, as they are and widened by the biases in
+    the other cells; what of the features the latter finds."""
     called = gates_text()["estimators"]
     rows = []
     for record, by_name in _cells(records):
         row = _what(record)
         for name in ("saturation", "saturation_atoms"):
             if (n := by_name.get(name)) is not None:
-                row[called[name]] = (
-                    f"{_percent(n['bias'])}, {n['n_identified']}/{n['n_replicates']}, "
-                    f"{n['n_covering']}/{n['n_with_interval']}"
-                )
+                told = [
+                    _percent(n["bias"]),
+                    f"{n['n_identified']}/{n['n_replicates']}",
+                    _covering(n),
+                    *_widened(n),
+                ]
+                row[called[name]] = ", ".join(told)
         rows.append(row | _beside_truth(by_name, LEVELS["saturation_atoms"], record["n_features"]))
     return rows
 
@@ -126,6 +130,16 @@ def _beside_truth(by_name: dict[str, Any], count: str, n: int) -> dict[str, str]
         "hits": f"{hits['mean_bound'] / n:.0%}",
         "strays": f"{strays['mean_bound'] / n:.0%}",
     }
+
+
+def _covering(found: dict[str, Any]) -> str:
+    return f"{found['n_covering']}/{found['n_with_interval']}"
+
+
+def _widened(estimator: dict[str, Any]) -> list[str]:
+    """How many intervals cover if they are widened by the biases in the other cells."""
+    found = estimator.get("with_biases")
+    return [_covering(found)] if found and found["n_biases"] and found["n_replicates"] else []
 
 
 def _number(value: float | None, record: dict[str, Any]) -> str:

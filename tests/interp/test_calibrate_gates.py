@@ -20,7 +20,9 @@ def test_a_gate_is_about_one_difficulty_inside_its_region():
 
 
 def test_presets_have_cells_for_every_gate():
-    wanted = {gate["cells"] for gate in gates_text()["gates"]}
+    text = gates_text()
+    wanted = {gate["cells"] for gate in text["gates"]} - {"any"}
+    assert wanted == set(text["any"])
     for name, preset in PRESETS.items():
         assert wanted <= {preset.group(c) for c in preset.cells}, name
         assert len({c.name for c in preset.cells}) == len(preset.cells), name
@@ -149,6 +151,59 @@ def test_good_cells_do_not_hide_one_whose_intervals_are_too_short():
     gate = judged(found, [INDEPENDENT, other])["saturation: coverage"]
     assert (gate["passed"], gate["cell"]) == (False, other.name)
     assert gate["value"] == pytest.approx(0.88)
+
+
+def test_an_interval_is_widened_by_the_biases_of_other_cells_alone():
+    other, seldom = cell(zipf=1.0), cell(k_ratio=2.0)
+    # 10% too many, and 5% too few.
+    found = [rows_of(INDEPENDENT, i, saturation=(140.8, 130, 150, True)) for i in range(2)]
+    found += [rows_of(other, i, saturation=(121.6, 110, 125, True)) for i in range(2)]
+    # Identified too seldom to have a bias that widens others.
+    found += [rows_of(seldom, 0, saturation=(500.0, 400, 600, True))]
+    found += [rows_of(seldom, i, saturation=(500.0, 400, None, False)) for i in (1, 2)]
+    records = cell_records(tidy(found), config([INDEPENDENT, other, seldom]))
+    widened = [record["estimators"][0]["with_biases"] for record in records]
+    # 130 to 150/0.95 does not hold 128; 110/1.1 to 125 does not either: no bias is a cell's own.
+    assert [w["n_covering"] for w in widened] == [0, 0, 0]
+    assert [w["n_biases"] for w in widened] == [1, 1, 2]
+    wide = [
+        rows_of(cell(k_ratio=0.5), i, saturation=(200.0, 128 * 1.09, 230, True)) for i in (0, 1)
+    ]
+    [*_, last] = cell_records(tidy(found + wide), config([INDEPENDENT, other, cell(k_ratio=0.5)]))
+    assert last["estimators"][0]["with_biases"]["coverage"] == 1.0  # 128 * 1.09 / 1.1
+    wide = [
+        rows_of(cell(k_ratio=0.5), i, saturation=(200.0, 128 * 1.11, 230, True)) for i in (0, 1)
+    ]
+    [*_, last] = cell_records(tidy(found + wide), config([INDEPENDENT, other, cell(k_ratio=0.5)]))
+    assert last["estimators"][0]["with_biases"]["coverage"] == 0.0
+
+
+def test_widened_intervals_are_judged_in_every_kind_by_what_had_not_been_seen():
+    other = cell(k_ratio=2.0)
+
+    def gate(n: int, n_missing: int, *, start: int = 0) -> dict:
+        found = [
+            rows_of(a_cell, i, saturation=(128.0, 129.0 if i < missing else 120, 140, True))
+            for a_cell, missing in ((INDEPENDENT, 0), (other, start + n_missing))
+            for i in range(start, start + n)
+        ]
+        return judged(found, [INDEPENDENT, other])["saturation: coverage_widened"]
+
+    assert gate(74, 7)["passed"] is True
+    assert gate(74, 0)["passed"] is True  # too wide is not wrong here
+    failed = gate(74, 8)
+    assert (failed["passed"], failed["cell"]) == (False, other.name)
+    assert failed["value"] == pytest.approx(66 / 74)
+    assert gate(73, 0)["passed"] is None
+    first, last = gates_text()["seen"]
+    assert gate(last + 1 - first, 0, start=first)["value"] is None
+    assert gate(last + 1 - first + 73, 26, start=first)["passed"] is None
+    assert gate(last + 1 - first + 74, 26, start=first)["value"] == 1.0
+
+
+def test_one_kind_alone_says_nothing_of_widened_intervals():
+    gates = judged(many(INDEPENDENT, 128.0), [INDEPENDENT])
+    assert gates["saturation: coverage_widened"]["passed"] is None
 
 
 @pytest.mark.parametrize(("n_identified", "passed"), [(50, True), (49, None)])

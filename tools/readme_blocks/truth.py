@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from interp.calibrate.gates import gates_text
 from interp.calibrate.tables import cell_table, gate_table
 from interp.report.wording import span
 
@@ -71,9 +72,12 @@ def verdicts(root: Path) -> str:
         which = "every other gate" if decided else "every gate"
         lines.append(f"- Undecided ({which}): {_undecided(summary)}.")
     table = cell_table(summary["cells"])
+    first, last = gates_text()["seen"]
     told = (
-        "Of N per cell: its bias on average, in how many data sets it was identified, and how many "
-        "of their 95% intervals hold the true number."
+        "Of N per cell: its bias on average, in how many data sets it was identified, how many of "
+        "their 95% intervals hold the true number, and how many if they are widened by the biases "
+        f"in the other kinds of data (without the data sets {first} to {last}, which were seen "
+        "before that was settled)."
     )
     if any("hits" in row for row in table):
         told += (
