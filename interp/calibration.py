@@ -136,6 +136,6 @@ def _interval(estimate: Estimate, known: list[float]) -> str:
     per_latent = (estimate.per_dim or 0.0) / estimate.value
     low, high = (per_latent * end for end in with_biases(estimate.ci_low, estimate.ci_high, known))
     return (
-        f"; 95% interval {low:.{DIGITS}g} to {high:.{DIGITS}g} per dimension with the biases of "
-        f"all {len(known)} cells taken in"
+        f"; 95% interval with the biases of all {len(known)} cells {low:.{DIGITS}g} to "
+        f"{high:.{DIGITS}g} per dimension"
     )

@@ -327,14 +327,17 @@ def _chance(rows: Sequence[PackingRow]) -> str:
 
 
 def _calibrated(rows: Sequence[PackingRow]) -> str:
-    n = sum(row.calibration == "uncalibrated" for row in rows)
-    if not rows or n == len(rows):
+    known = [row for row in rows if row.calibration != "uncalibrated"]
+    if not known:
         return (
             "Not answered by this run: no cell of the calibration is like these counts. Read them "
             "as comparisons, not as numbers of features."
         )
-    told = sorted({row.calibration for row in rows if row.calibration != "uncalibrated"})
-    return _sentence(f"Of {plural(len(rows), 'count')} {len(rows) - n} are calibrated: {told[0]}")
+    of = (
+        f"{plural(len(rows), 'count')} {len(known)} {'is' if len(known) == 1 else 'are'} calibrated"
+    )
+    which = f"that of {known[0].model.name}" + (" for one" if len(known) > 1 else "")
+    return _sentence(f"Of {of}, {which}: {known[0].calibration}")
 
 
 def _width(summary: Summary) -> str:

@@ -53,10 +53,12 @@ def test_the_range_is_that_of_the_nearest_cells():
 def test_the_interval_holds_the_biases_of_all_cells():
     bounded = replace(ESTIMATE, value=256.0, per_dim=4.0, ci_low=240.0, ci_high=280.0)
     # 240 / 64 / 1.5 and 280 / 64 / 0.88: the worst of other kinds too, not of other estimators.
-    expected = "; 95% interval 2.5 to 4.97 per dimension with the biases of all 3 cells taken in"
+    expected = "; 95% interval with the biases of all 3 cells 2.5 to 4.97 per dimension"
     assert calibrated(bounded, RECORDS).endswith(expected)
     right = [record(bias=0.03), record(bias=0.01)]
-    assert "interval 3.64 to 4.38 per dimension" in calibrated(bounded, right)  # narrows nothing
+    assert "of all 2 cells 3.64 to 4.38 per dimension" in calibrated(
+        bounded, right
+    )  # narrows nothing
     assert "interval" not in calibrated(replace(bounded, ci_high=None), RECORDS)
 
 

@@ -124,9 +124,14 @@ def test_the_size_of_the_dictionary(run: Data) -> None:
 def test_chance_and_calibration(run: Data) -> None:
     assert about(run, "Random directions").endswith("is subtracted: 1 latents here.")
     assert about(run, "such a count is right").startswith("Not answered by this run")
+    run["packing"][1]["calibration"] = "bias +1.0%"
+    one = run["packing"][1]["model"]
+    told = f"that of {one}: bias +1.0%."
+    assert about(run, "such a count is right") == f"Of 7 counts 1 is calibrated, {told}"
     for record in run["packing"]:
         record["calibration"] = "bias +1.0%"
-    assert about(run, "such a count is right") == "Of 7 counts 7 are calibrated: bias +1.0%."
+    told = f"that of {run['packing'][0]['model']} for one: bias +1.0%."
+    assert about(run, "such a count is right") == f"Of 7 counts 7 are calibrated, {told}"
 
 
 def test_an_arm_is_asked_for_its_power() -> None:
