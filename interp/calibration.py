@@ -22,6 +22,8 @@ ROOM = 2
 OFTEN = 0.5
 """Share of a cell's replicates in which N must be identified for the cell to have a bias, as the
 gates ask (`min_identified`)."""
+FEW = 5
+"""With so many identified replicates, of however many, a cell's bias widens intervals."""
 DIGITS = 3
 KEPT = ("n_per_dim", "k_ratio", "zipf", "structure", "noise", "n_seeds", "n_replicates")
 
@@ -55,22 +57,31 @@ def shipped() -> tuple[dict[str, Any], ...]:
     return tuple(json.loads(file.read_text())) if file.is_file() else ()
 
 
-def with_biases(low: float, high: float, biases: Iterable[float]) -> tuple[float, float]:
-    """An interval widened until it holds what each of the biases would make of its ends.
+def widened(low: float, high: float, biases: Iterable[float]) -> tuple[float, float]:
+    """An interval of something positive, so wide that it holds what each bias makes of its ends.
 
-    A bias b says that an estimate is 1 + b times the truth. None of them narrows the interval.
+    A bias b says that estimates are 1 + b times the truth on average; none narrows the interval,
+    and one of -1 or less leaves it without an upper end.
     """
     known = [0.0, *biases]
-    return low / (1 + max(known)), high / (1 + min(known))
+    most, least = 1 + max(known), 1 + min(known)
+    return low / most, high / least if least > 0 else math.inf
 
 
-def biases(records: Iterable[dict[str, Any]]) -> list[float]:
-    """Of those records whose N was identified OFTEN enough to have one."""
+def known_biases(records: Iterable[dict[str, Any]]) -> list[float]:
+    """Of the records whose N was identified OFTEN, or in FEW replicates at least.
+
+    One that is seldom identified on such data may be what an identified N of a model is like.
+    """
     return [
         r["bias"]
         for r in records
-        if r["bias"] is not None and r["n_identified"] >= OFTEN * r["n_replicates"]
+        if r["bias"] is not None and (r["n_identified"] >= FEW or _often(r))
     ]
+
+
+def _often(record: dict[str, Any]) -> bool:
+    return bool(record["n_identified"] >= OFTEN * record["n_replicates"])
 
 
 def calibrated(
@@ -83,10 +94,11 @@ def calibrated(
 
     On a model neither the true n/d nor L0 nor the structure of its features is known: the range is
     over all cells at the nearest n/d with this estimator and number of seeds, except where N
-    was identified in fewer than half of the replicates. The interval that is told takes the biases
-    of all cells in, near or not (`with_biases`). A lower bound has no bias and is
+    was identified in fewer than half of the replicates. The interval that is told is `widened` by
+    the biases of all cells, near or not. A lower bound has no bias and is
     uncalibrated; so is a value farther than NEIGHBOURHOOD from every cell, one whose largest
-    dictionary holds less than ROOM times as much, and one of what more than two seeds and not all
+    dictionary holds less than ROOM times as much less the largest bias, and one of what more than
+    two seeds and not all
     of them have to find, which the calibration does not count. So is everything where the records
     are of counts that merged other latents than today's do.
     records: `condensed`; None takes the shipped ones.
@@ -105,7 +117,9 @@ def calibrated(
     per_dim = estimate.per_dim
     if not found or not estimate.identified or not per_dim or per_dim <= 0:
         return UNCALIBRATED
-    if (estimate.d_sae or 0) < ROOM * (estimate.value or 0.0):
+    known = known_biases(found)
+    # The calibration's largest dictionaries hold so many times the truth, which may be less.
+    if (estimate.d_sae or 0) < ROOM * widened(estimate.value or 0.0, 0.0, known)[0]:
         return UNCALIBRATED
 
     def off(record: dict[str, Any]) -> float:
@@ -115,7 +129,7 @@ def calibrated(
     if off(nearest) > math.log(NEIGHBOURHOOD):
         return UNCALIBRATED
     cells = [r for r in found if r["n_per_dim"] == nearest["n_per_dim"]]
-    near = biases(cells)
+    near = [r["bias"] for r in cells if r["bias"] is not None and _often(r)]
     if not near:
         return UNCALIBRATED
     ratios = sorted({r["k_ratio"] for r in cells})
@@ -127,15 +141,15 @@ def calibrated(
     )
     refused = len(cells) - len(near)
     text += f"; not identified, or seldom, in {refused}" if refused else ""
-    return text + _interval(estimate, biases(found))
+    return text + _interval(estimate, known, f"{len(known)} of {len(found)} cells")
 
 
-def _interval(estimate: Estimate, known: list[float]) -> str:
+def _interval(estimate: Estimate, biases: list[float], of: str) -> str:
     if estimate.ci_low is None or estimate.ci_high is None or not estimate.value:
         return ""
-    per_latent = (estimate.per_dim or 0.0) / estimate.value
-    low, high = (per_latent * end for end in with_biases(estimate.ci_low, estimate.ci_high, known))
+    scale = (estimate.per_dim or 0.0) / estimate.value
+    low, high = (scale * end for end in widened(estimate.ci_low, estimate.ci_high, biases))
     return (
-        f"; 95% interval with the biases of all {len(known)} cells {low:.{DIGITS}g} to "
-        f"{high:.{DIGITS}g} per dimension"
+        f"; 95% interval widened by the biases of {of}: {low:.{DIGITS}g} to {high:.{DIGITS}g} "
+        "per dimension"
     )

@@ -109,7 +109,7 @@ class Arm:
         }
 
     def record(self) -> Record:
-        """Everything beside the primary test: `summary["arm"]`."""
+        """Everything beside the primary test: `summary["arm"]`, less `unconverged`."""
         packing, losses = _per_dim(self.rows), self.losses(self.rows)
         names = [r["model"] for r in self.rows]
         blocks = [block(self.facts[name]) for name in names]

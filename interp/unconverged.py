@@ -1,4 +1,4 @@
-"""Unconverged counts of an arm: which could enter its test, and how far they are from settling.
+"""An arm's test with unconverged counts let in: which could enter, how far they are from settling.
 
 The declared test leaves them out. A rank test needs their order alone, so it can be made with them,
 and then decides nothing: their order may still change.

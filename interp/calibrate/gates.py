@@ -10,10 +10,12 @@ import pandas as pd
 import yaml
 
 from interp.calibrate.cells import CalibrationConfig
-from interp.calibration import biases, with_biases
+from interp.calibrate.table import bounded, claims
+from interp.calibrate.widening import with_widened
 
 GATES_FILE = "gates.yaml"
-WITH_BIASES = "worst_coverage_with_biases"
+WIDENED = "worst_coverage_widened"
+NEVER = {True: False, False: False}
 NOT_COUNTS = (
     "capacity", "overlap", "distinct_latents",
     *(f"reproducible{which}_{what}" for which in ("", "_atoms", "_all")
@@ -23,7 +25,7 @@ NOT_COUNTS = (
 
 def gates_text() -> dict[str, Any]:
     """The gates and their words. Limits were fixed before anything was run; the file says which
-    estimators were added after trials."""
+    estimators, and which gate, were added after."""
     return yaml.safe_load(files("interp.calibrate").joinpath(GATES_FILE).read_text())
 
 
@@ -33,11 +35,9 @@ def cell_records(rows: pd.DataFrame, config: CalibrationConfig) -> list[dict[str
     bias: mean of value/n - 1; spread: standard deviation of value/n, None with one replicate; both
     over identified replicates (a lower bound claims nothing), as is coverage: the share whose 95%
     interval holds n. mean_bound is the mean of all values, bounds included. The estimators that do
-    not count have no bias. What the gates judge has under `with_biases` how many intervals hold n
-    when they are widened by the biases in all other cells, as a report does for a model, of which
-    nobody knows what cell it is; without the replicates that were seen before that was settled.
+    not count have no bias. `widened`, in what the gates judge, is what `with_widened` adds.
     """
-    records: list[dict[str, Any]] = []
+    records = []
     for cell in config.cells:
         own = rows[rows["cell"] == cell.name]
         if own.empty:
@@ -58,42 +58,19 @@ def cell_records(rows: pd.DataFrame, config: CalibrationConfig) -> list[dict[str
                 ],
             }
         )
-    for record in records:
-        _widen(record, [other for other in records if other is not record], rows)
-    return records
-
-
-def _widen(record: dict[str, Any], others: list[dict[str, Any]], rows: pd.DataFrame) -> None:
-    """Adds `with_biases` to a cell's estimators of N."""
     text = gates_text()
-    first, last = text["seen"]
-    of_cell = rows[(rows["cell"] == record["cell"]) & ~rows["replicate"].between(first, last)]
-    for estimator in record["estimators"]:
-        name = estimator["estimator"]
-        if name not in text["estimators"]:
-            continue
-        elsewhere = [e for other in others for e in other["estimators"] if e["estimator"] == name]
-        known = biases(elsewhere)
-        own = of_cell[of_cell["estimator"] == name]
-        claimed = own[own["identified"].astype(bool) & own["value"].notna()]
-        ends = claimed[["ci_low", "ci_high"]].dropna().to_numpy(dtype=float)
-        widened = [with_biases(low, high, known) for low, high in ends]
-        n_covering = int(sum(low <= record["n_features"] <= high for low, high in widened))
-        estimator["with_biases"] = {
-            "n_replicates": len(own),
-            "n_identified": len(claimed),
-            "n_biases": len(known),
-            "n_with_interval": len(ends),
-            "n_covering": n_covering,
-            "coverage": n_covering / len(ends) if len(ends) and known else None,
-        }
+    return [
+        with_widened(
+            record, records, rows, estimators=list(text["estimators"]), seen=text["seen_replicates"]
+        )
+        for record in records
+    ]
 
 
 def _estimator(name: str, d_sae: int, rows: pd.DataFrame, n: int) -> dict[str, Any]:
-    claimed = rows[rows["identified"].astype(bool) & rows["value"].notna()]
-    values = claimed["value"].to_numpy(dtype=float)
-    bounded = claimed[claimed["ci_low"].notna() & claimed["ci_high"].notna()]
-    covers = (bounded["ci_low"] <= n) & (n <= bounded["ci_high"])
+    values = claims(rows)["value"].to_numpy(dtype=float)
+    told = bounded(rows)
+    covers = (told["ci_low"] <= n) & (n <= told["ci_high"])
     counts = len(values) > 0 and name not in NOT_COUNTS
     seen = rows["value"].dropna().to_numpy(dtype=float)
     return {
@@ -102,14 +79,14 @@ def _estimator(name: str, d_sae: int, rows: pd.DataFrame, n: int) -> dict[str, A
         "n_replicates": len(rows),
         "n_identified": len(values),
         "mean": _finite(values.mean()) if len(values) else None,
-        "mean_low": _finite(bounded["ci_low"].mean()) if len(bounded) else None,
-        "mean_high": _finite(bounded["ci_high"].mean()) if len(bounded) else None,
+        "mean_low": _finite(told["ci_low"].mean()) if len(told) else None,
+        "mean_high": _finite(told["ci_high"].mean()) if len(told) else None,
         "mean_bound": _finite(seen.mean()) if len(seen) else None,
         "bias": _finite(values.mean() / n - 1) if counts else None,
         "spread": _finite(values.std(ddof=1) / n) if counts and len(values) > 1 else None,
-        "n_with_interval": len(bounded),
+        "n_with_interval": len(told),
         "n_covering": int(covers.sum()) if name not in NOT_COUNTS else None,
-        "coverage": _finite(covers.mean()) if counts and len(bounded) else None,
+        "coverage": _finite(covers.mean()) if counts and len(told) else None,
         # A refusal that says "at least so many" and is wrong.
         "n_false_bounds": int(((rows["ci_low"] > n) & ~rows["identified"].astype(bool)).sum())
         if name not in NOT_COUNTS
@@ -128,15 +105,23 @@ def verdicts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if records and estimator not in known:  # of an older version
             continue
         for gate in text["gates"]:
-            groups = [gate["cells"]] if gate["cells"] != "any" else text["any"]
+            groups = text["gated_groups"] if gate["cells"] == "any" else [gate["cells"]]
+            cells = [r for r in records if r["group"] in groups]
             of = [
-                (r["cell"], e["with_biases"] if gate["value"] == WITH_BIASES else e)
-                for r in records
-                if r["group"] in groups
+                (r["cell"], e["widened"] if gate["value"] == WIDENED else e)
+                for r in cells
                 for e in r["estimators"]
                 if e["estimator"] == estimator
             ]
-            value, cell, can = _value(gate, of, text | gate)
+            value, cell, can = _value(
+                gate["value"],
+                gate["limit"],
+                of,
+                min_replicates=gate.get("min_replicates", text["min_replicates"]),
+                min_identified=text["min_identified"],
+            )
+            if {r["group"] for r in cells} != set(groups):
+                can = NEVER
             low, high = gate["limit"]
             passed = None if value is None else low <= value <= high
             if passed is not None and not can[passed]:
@@ -157,20 +142,22 @@ def verdicts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _value(
-    gate: dict[str, Any], of: list[tuple[str, dict[str, Any]]], rules: dict[str, Any]
+    what: str,
+    limit: tuple[float, float],
+    of: list[tuple[str, dict[str, Any]]],
+    *,
+    min_replicates: int,
+    min_identified: float,
 ) -> tuple[float | None, str | None, dict[bool, bool]]:
     """A gate's value, the cell that it is of, and whether it can pass and fail yet.
 
-    A pass needs every cell in full; a failure what no more replicates of other cells could mend.
+    A pass needs every cell in full; a failure what no more replicates of other cells could mend,
+    which for intervals that others widen are all of them too.
     """
-    min_replicates = rules["min_replicates"]
-    what, never = gate["value"], {True: False, False: False}
     if not of:
-        return None, None, never
+        return None, None, NEVER
     full = all(e["n_replicates"] >= min_replicates for _, e in of)
-
-    def often(e: dict[str, Any]) -> bool:
-        return bool(e["n_identified"] >= rules["min_identified"] * e["n_replicates"])
+    low, high = limit
 
     if what == "least_identified":
         value, cell, worst = min(
@@ -180,20 +167,25 @@ def _value(
         # As if all that is missing were identified.
         total = max(worst["n_replicates"], min_replicates)
         refused = worst["n_replicates"] - worst["n_identified"]
-        return value, cell, {True: full, False: 1 - refused / total < gate["limit"][0]}
-    key, right = {
-        "worst_bias": ("bias", 0.0),
-        "worst_coverage": ("coverage", 0.95),
-        WITH_BIASES: ("coverage", 1.0),
+        return value, cell, {True: full, False: 1 - refused / total < low}
+    key, right, judged_by = {
+        "worst_bias": ("bias", 0.0, "n_identified"),
+        "worst_coverage": ("coverage", 0.95, "n_with_interval"),
+        WIDENED: ("coverage", 1.0, "n_with_interval"),
     }[what]
     known = [(e[key], cell, e) for cell, e in of if e[key] is not None]
     if not known:
-        return None, None, never
-    low, high = gate["limit"]
-    judged = [f for f in known if f[2]["n_replicates"] >= min_replicates and often(f[2])]
+        return None, None, NEVER
+    judged = [
+        (value, cell, e)
+        for value, cell, e in known
+        if e["n_replicates"] >= min_replicates
+        and e[judged_by] >= min_identified * e["n_replicates"]
+    ]
     failing = [found for found in judged if not low <= found[0] <= high]
     value, cell, _ = max(failing or known, key=lambda found: abs(found[0] - right))
-    return value, cell, {True: full and len(judged) == len(of), False: bool(failing)}
+    final = full or what != WIDENED
+    return value, cell, {True: full and len(judged) == len(of), False: bool(failing) and final}
 
 
 def _finite(number: float) -> float | None:

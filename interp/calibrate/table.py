@@ -55,7 +55,7 @@ def read_table(file: Path) -> pd.DataFrame | None:
     except (OSError, ValueError) as error:  # pyarrow's errors are of these two
         raise UserError(f"{file}: no table ({error}); remove it to go on without it") from None
     if not {"cell", "replicate", "estimator"} <= set(table.columns):
-        raise UserError(f"{file}: no calibration's table; remove it to go on without it")
+        raise UserError(f"{file}: not a calibration's table; remove it to go on without it")
     return table
 
 
@@ -89,3 +89,13 @@ def replicates_of(table: pd.DataFrame | None) -> dict[tuple[str, int], Record]:
         )
         record["rows"].append(row)
     return found
+
+
+def claims(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that claim a number: a lower bound does not."""
+    return rows[rows["identified"].astype(bool) & rows["value"].notna()]
+
+
+def bounded(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of those, the ones with both ends of an interval."""
+    return claims(rows).dropna(subset=["ci_low", "ci_high"])

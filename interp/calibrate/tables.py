@@ -47,7 +47,7 @@ def level_tables(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, 
 def cell_table(records: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
     """One row per cell for a page. Of N, with composites and without: the bias, how many replicates
     identified it, and how many of their intervals cover, as they are and widened by the biases in
-    the other cells; what of the features the latter finds."""
+    cells of other groups; what of the features the latter finds."""
     called = gates_text()["estimators"]
     rows = []
     for record, by_name in _cells(records):
@@ -94,7 +94,7 @@ def gate_table(gates: Iterable[dict[str, Any]], *, short: bool = False) -> list[
 
 
 def sayings(gates: Iterable[dict[str, Any]]) -> list[str]:
-    """Every verdict in the words fixed beforehand, each once, with the cell that decided it."""
+    """Every verdict in the words of `gates.yaml`, each once, with the cell that decided it."""
     said = []
     for gate in gates:
         if gate["passed"] is None:
@@ -137,8 +137,8 @@ def _covering(found: dict[str, Any]) -> str:
 
 
 def _widened(estimator: dict[str, Any]) -> list[str]:
-    """How many intervals cover if they are widened by the biases in the other cells."""
-    found = estimator.get("with_biases")
+    """How many intervals cover if they are widened by the biases in cells of other groups."""
+    found = estimator.get("widened")
     return [_covering(found)] if found and found["n_biases"] and found["n_replicates"] else []
 
 

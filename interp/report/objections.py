@@ -336,8 +336,10 @@ def _calibrated(rows: Sequence[PackingRow]) -> str:
     of = (
         f"{plural(len(rows), 'count')} {len(known)} {'is' if len(known) == 1 else 'are'} calibrated"
     )
-    which = f"that of {known[0].model.name}" + (" for one" if len(known) > 1 else "")
-    return _sentence(f"Of {of}, {which}: {known[0].calibration}")
+    first = known[0]
+    which = f"{first.estimator} of {first.model.name} at {first.hook_point} ({first.about})"
+    example = "for example, " if len(known) > 1 else ""
+    return _sentence(f"Of {of}; {example}{which}: {first.calibration}")
 
 
 def _width(summary: Summary) -> str:

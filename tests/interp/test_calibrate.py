@@ -148,7 +148,7 @@ def test_a_table_that_says_too_little_is_not_gone_on_from(tiny, tmp_path):
     with pytest.raises(UserError, match=r"results.parquet: no table .*remove it"):
         read_table(file)
     table.drop(columns="cell").to_parquet(file)
-    with pytest.raises(UserError, match=r"results.parquet: no calibration's table; remove it"):
+    with pytest.raises(UserError, match=r"results.parquet: not a calibration's table; remove it"):
         read_table(file)
 
 

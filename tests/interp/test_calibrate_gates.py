@@ -22,7 +22,9 @@ def test_a_gate_is_about_one_difficulty_inside_its_region():
 def test_presets_have_cells_for_every_gate():
     text = gates_text()
     wanted = {gate["cells"] for gate in text["gates"]} - {"any"}
-    assert wanted == set(text["any"])
+    assert wanted == set(text["gated_groups"])
+    known = {"name", "cells", "value", "limit", "min_replicates", "passed", "failed"}
+    assert set().union(*text["gates"]) <= known
     for name, preset in PRESETS.items():
         assert wanted <= {preset.group(c) for c in preset.cells}, name
         assert len({c.name for c in preset.cells}) == len(preset.cells), name
@@ -153,57 +155,94 @@ def test_good_cells_do_not_hide_one_whose_intervals_are_too_short():
     assert gate["value"] == pytest.approx(0.88)
 
 
-def test_an_interval_is_widened_by_the_biases_of_other_cells_alone():
-    other, seldom = cell(zipf=1.0), cell(k_ratio=2.0)
-    # 10% too many, and 5% too few.
-    found = [rows_of(INDEPENDENT, i, saturation=(140.8, 130, 150, True)) for i in range(2)]
-    found += [rows_of(other, i, saturation=(121.6, 110, 125, True)) for i in range(2)]
-    # Identified too seldom to have a bias that widens others.
-    found += [rows_of(seldom, 0, saturation=(500.0, 400, 600, True))]
-    found += [rows_of(seldom, i, saturation=(500.0, 400, None, False)) for i in (1, 2)]
-    records = cell_records(tidy(found), config([INDEPENDENT, other, seldom]))
-    widened = [record["estimators"][0]["with_biases"] for record in records]
-    # 130 to 150/0.95 does not hold 128; 110/1.1 to 125 does not either: no bias is a cell's own.
-    assert [w["n_covering"] for w in widened] == [0, 0, 0]
-    assert [w["n_biases"] for w in widened] == [1, 1, 2]
-    wide = [
-        rows_of(cell(k_ratio=0.5), i, saturation=(200.0, 128 * 1.09, 230, True)) for i in (0, 1)
+HALF, DOUBLE = cell(k_ratio=0.5), cell(k_ratio=2.0)
+
+
+def with_widened(replicates, cells) -> list[dict]:
+    records = cell_records(tidy(replicates), config(cells))
+    return [record["estimators"][0]["widened"] for record in records]
+
+
+def alike(a_cell, *found, start=10) -> list[dict]:
+    """Two replicates of each (value, ci_low, ci_high), with numbers that nobody has looked at."""
+    return [
+        rows_of(a_cell, start + i, saturation=(*of, True)) for i, of in enumerate([*found, *found])
     ]
-    [*_, last] = cell_records(tidy(found + wide), config([INDEPENDENT, other, cell(k_ratio=0.5)]))
-    assert last["estimators"][0]["with_biases"]["coverage"] == 1.0  # 128 * 1.09 / 1.1
-    wide = [
-        rows_of(cell(k_ratio=0.5), i, saturation=(200.0, 128 * 1.11, 230, True)) for i in (0, 1)
+
+
+def test_an_interval_is_widened_by_the_biases_of_other_groups_alone():
+    sibling = cell(zipf=1.0)
+    found = alike(INDEPENDENT, (140.8, 130, 150))  # 10% too many
+    found += alike(sibling, (192.0, 180, 200))  # 50% too many, of the same group
+    found += alike(HALF, (121.6, 110, 125))  # 5% too few
+    first, second, third = with_widened(found, [INDEPENDENT, sibling, HALF])
+    # 130 to 150 / 0.95 does not hold 128, and 110 / 1.5 to 125 does not: no bias is a group's own.
+    assert [w["n_covering"] for w in (first, second, third)] == [0, 0, 0]
+    assert [w["n_biases"] for w in (first, second, third)] == [1, 1, 2]
+    assert (first["n_with_interval"], first["coverage"]) == (2, 0.0)
+    for low, covering in ((128 * 1.49, 1.0), (128 * 1.51, 0.0)):
+        wide = alike(HALF, (300.0, low, 330))
+        *_, last = with_widened([*found[:4], *wide], [INDEPENDENT, sibling, HALF])
+        assert last["coverage"] == covering
+
+
+def test_a_bound_is_no_interval_and_what_was_seen_gives_biases_alone():
+    bound = rows_of(HALF, 12, saturation=(128.0, 120, 140, False))
+    found = [*alike(HALF, (128.0, 120, 140)), bound, *alike(HALF, (128.0, 120, 140), start=3000)]
+    found += alike(INDEPENDENT, (192.0, 180, 200), start=3000)
+    independent, half = with_widened(found, [INDEPENDENT, HALF])
+    assert (half["n_replicates"], half["n_identified"], half["n_with_interval"]) == (3, 2, 2)
+    assert (half["n_biases"], independent["n_biases"]) == (1, 1)
+    assert (independent["n_replicates"], independent["coverage"]) == (0, None)
+
+
+def of_all_groups(n: int, missing: dict, *, start: int = 10) -> list[dict]:
+    return [
+        rows_of(
+            a_cell,
+            i,
+            saturation=(128.0, 129.0 if i < start + missing.get(name, 0) else 120, 140, True),
+        )
+        for name, a_cell in GROUPS.items()
+        for i in range(start, start + n)
     ]
-    [*_, last] = cell_records(tidy(found + wide), config([INDEPENDENT, other, cell(k_ratio=0.5)]))
-    assert last["estimators"][0]["with_biases"]["coverage"] == 0.0
 
 
-def test_widened_intervals_are_judged_in_every_kind_by_what_had_not_been_seen():
-    other = cell(k_ratio=2.0)
+GROUPS = {"independent": INDEPENDENT} | {n: cell(**what) for n, what in DIFFICULTIES.items()}
 
-    def gate(n: int, n_missing: int, *, start: int = 0) -> dict:
-        found = [
-            rows_of(a_cell, i, saturation=(128.0, 129.0 if i < missing else 120, 140, True))
-            for a_cell, missing in ((INDEPENDENT, 0), (other, start + n_missing))
-            for i in range(start, start + n)
-        ]
-        return judged(found, [INDEPENDENT, other])["saturation: coverage_widened"]
 
-    assert gate(74, 7)["passed"] is True
-    assert gate(74, 0)["passed"] is True  # too wide is not wrong here
-    failed = gate(74, 8)
-    assert (failed["passed"], failed["cell"]) == (False, other.name)
+def test_widened_intervals_are_judged_in_every_group_by_what_had_not_been_seen():
+    def gate(n: int, *, start: int = 10, **missing: int) -> dict:
+        found = of_all_groups(n, missing, start=start)
+        return judged(found, GROUPS.values())["saturation: coverage_widened"]
+
+    assert gate(74, k_half=7)["passed"] is True
+    assert gate(74)["passed"] is True  # too wide is not wrong here
+    failed = gate(74, k_half=8, correlation=1)
+    assert (failed["passed"], failed["cell"]) == (False, HALF.name)
     assert failed["value"] == pytest.approx(66 / 74)
-    assert gate(73, 0)["passed"] is None
-    first, last = gates_text()["seen"]
-    assert gate(last + 1 - first, 0, start=first)["value"] is None
-    assert gate(last + 1 - first + 73, 26, start=first)["passed"] is None
-    assert gate(last + 1 - first + 74, 26, start=first)["value"] == 1.0
+    worst = gate(74, correlation=4)  # of those that pass it is told too
+    assert (worst["value"], worst["cell"]) == (pytest.approx(70 / 74), GROUPS["correlation"].name)
+    assert gate(73)["passed"] is None
+    assert gate(73, k_half=73)["passed"] is None  # what others widen more could still hold
+    *_, (first, last) = gates_text()["seen_replicates"]
+    seen = last + 1 - first
+    assert gate(seen, start=first)["value"] is None
+    assert gate(seen + 73, start=first, k_half=seen)["passed"] is None
+    assert gate(seen + 74, start=first, k_half=seen)["value"] == 1.0
 
 
-def test_one_kind_alone_says_nothing_of_widened_intervals():
-    gates = judged(many(INDEPENDENT, 128.0), [INDEPENDENT])
-    assert gates["saturation: coverage_widened"]["passed"] is None
+@pytest.mark.parametrize("missing", ["independent", "hierarchy"])
+def test_a_gate_of_all_groups_is_undecided_without_one(missing):
+    cells = [a_cell for name, a_cell in GROUPS.items() if name != missing]
+    for wrong in (0, 74):
+        found = [
+            r
+            for r in of_all_groups(74, {"k_half": wrong})
+            if r["cell"] in {a_cell.name for a_cell in cells}
+        ]
+        gate = judged(found, cells)["saturation: coverage_widened"]
+        assert (gate["passed"], gate["value"]) == (None, 1.0 - wrong / 74)
 
 
 @pytest.mark.parametrize(("n_identified", "passed"), [(50, True), (49, None)])

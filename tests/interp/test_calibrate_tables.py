@@ -59,8 +59,8 @@ def test_every_estimator_of_n_has_a_table_and_what_was_not_counted_has_no_column
 
 def test_widened_intervals_stand_beside_the_others_where_other_cells_widen_them() -> None:
     widened = {"n_biases": 2, "n_replicates": 4, "n_covering": 3, "n_with_interval": 4}
-    n = estimator("saturation", bias=0.125, n_covering=2, n_with_interval=3, with_biases=widened)
-    alone = estimator("saturation", with_biases=widened | {"n_biases": 0})
+    n = estimator("saturation", bias=0.125, n_covering=2, n_with_interval=3, widened=widened)
+    alone = estimator("saturation", widened=widened | {"n_biases": 0})
     rows = cell_table([cell(n), cell(alone)])
     assert [row["N"] for row in rows] == ["+12.5%, 0/4, 2/3, 3/4", "-, 0/4, 0/0"]
 

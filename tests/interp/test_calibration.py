@@ -1,5 +1,6 @@
 """The calibrated bias beside an estimate: which cells it comes from, and when there is none."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import interp
 from interp import calibration
 from interp.calibrate import run
 from interp.calibrate.gates import gates_text
-from interp.calibration import OFTEN, UNCALIBRATED, calibrated, condensed
+from interp.calibration import OFTEN, UNCALIBRATED, calibrated, condensed, widened
 from interp.estimate import Estimate
 from saes.latent_set import DUPLICATE_COSINE
 
@@ -50,16 +51,36 @@ def test_the_range_is_that_of_the_nearest_cells():
     assert "+50.0%" in calibrated(replace(ESTIMATE, per_dim=7.0), RECORDS)
 
 
+BOUNDED = replace(ESTIMATE, value=256.0, per_dim=4.0, ci_low=240.0, ci_high=280.0)
+
+
 def test_the_interval_holds_the_biases_of_all_cells():
-    bounded = replace(ESTIMATE, value=256.0, per_dim=4.0, ci_low=240.0, ci_high=280.0)
     # 240 / 64 / 1.5 and 280 / 64 / 0.88: the worst of other kinds too, not of other estimators.
-    expected = "; 95% interval with the biases of all 3 cells 2.5 to 4.97 per dimension"
-    assert calibrated(bounded, RECORDS).endswith(expected)
+    expected = "; 95% interval widened by the biases of 3 of 4 cells: 2.5 to 4.97 per dimension"
+    assert calibrated(BOUNDED, RECORDS).endswith(expected)
     right = [record(bias=0.03), record(bias=0.01)]
-    assert "of all 2 cells 3.64 to 4.38 per dimension" in calibrated(
-        bounded, right
-    )  # narrows nothing
-    assert "interval" not in calibrated(replace(bounded, ci_high=None), RECORDS)
+    assert "of 2 of 2 cells: 3.64 to 4.38 per" in calibrated(BOUNDED, right)  # narrows nothing
+    assert "interval" not in calibrated(replace(BOUNDED, ci_high=None), RECORDS)
+
+
+@pytest.mark.parametrize(("n_identified", "low"), [(4, "3.75"), (5, "2.5")])
+def test_a_kind_that_is_seldom_identified_widens_and_is_not_quoted(n_identified, low):
+    seldom = record(bias=0.5, n_identified=n_identified, n_replicates=100)
+    text = calibrated(BOUNDED, [record(bias=0.0), seldom])
+    assert text.startswith("bias +0.0% to +0.0% in 1 of 2 cells")
+    assert f": {low} to 4.38 per dimension" in text
+
+
+def test_an_interval_is_widened_by_hand():
+    assert widened(110.0, 190.0, [0.1, -0.05]) == pytest.approx((100.0, 200.0))
+    assert widened(110.0, 190.0, []) == (110.0, 190.0)
+    assert widened(110.0, 190.0, [-1.0]) == (110.0, math.inf)
+
+
+@pytest.mark.parametrize(("d_sae", "told"), [(511, False), (512, True)])
+def test_a_bias_upwards_leaves_the_room_that_the_calibration_had(d_sae, told):
+    high = replace(BOUNDED, value=281.6, per_dim=4.4, d_sae=d_sae)  # 10% above 256
+    assert (calibrated(high, [record(bias=0.1)]) != UNCALIBRATED) is told
 
 
 @pytest.mark.parametrize(
@@ -68,7 +89,7 @@ def test_the_interval_holds_the_biases_of_all_cells():
         {"estimator": "reproducible"},
         {"n_seeds": 4},
         {"identified": False},
-        {"d_sae": 519},  # the calibration's largest hold twice the features
+        {"d_sae": 346},  # the calibration's largest hold twice the features: 2 * 260 / 1.5
         {"per_dim": None},
         {"per_dim": 4 / 1.45},  # farther than a factor of sqrt(2)
         {"per_dim": 8 * 1.45},

@@ -126,12 +126,13 @@ def test_chance_and_calibration(run: Data) -> None:
     assert about(run, "such a count is right").startswith("Not answered by this run")
     run["packing"][1]["calibration"] = "bias +1.0%"
     one = run["packing"][1]["model"]
-    told = f"that of {one}: bias +1.0%."
-    assert about(run, "such a count is right") == f"Of 7 counts 1 is calibrated, {told}"
+    reply = about(run, "such a count is right")
+    assert reply.startswith(f"Of 7 counts 1 is calibrated; reproducible of {one} at blocks.")
+    assert reply.endswith("hook_resid_post (contextual): bias +1.0%.")
     for record in run["packing"]:
         record["calibration"] = "bias +1.0%"
-    told = f"that of {run['packing'][0]['model']} for one: bias +1.0%."
-    assert about(run, "such a count is right") == f"Of 7 counts 7 are calibrated, {told}"
+    reply = about(run, "such a count is right")
+    assert reply.startswith("Of 7 counts 7 are calibrated; for example, reproducible of ")
 
 
 def test_an_arm_is_asked_for_its_power() -> None:

@@ -60,7 +60,7 @@ def calibration(root: Path) -> str:
 
 
 def verdicts(root: Path) -> str:
-    """Every gate of the committed calibration in the words fixed beforehand."""
+    """Every gate of the committed calibration in the words of `gates.yaml`."""
     file = root / "results" / "calibration" / "summary.json"
     if not file.exists():
         return "*(`interp calibrate` is not committed yet)*"
@@ -72,13 +72,19 @@ def verdicts(root: Path) -> str:
         which = "every other gate" if decided else "every gate"
         lines.append(f"- Undecided ({which}): {_undecided(summary)}.")
     table = cell_table(summary["cells"])
-    first, last = gates_text()["seen"]
     told = (
-        "Of N per cell: its bias on average, in how many data sets it was identified, how many of "
-        "their 95% intervals hold the true number, and how many if they are widened by the biases "
-        f"in the other kinds of data (without the data sets {first} to {last}, which were seen "
-        "before that was settled)."
+        "Of N per cell: its bias on average, in how many data sets it was identified, and how many "
+        "of their 95% intervals hold the true number"
     )
+    if any(
+        e.get("widened", {}).get("n_replicates") for c in summary["cells"] for e in c["estimators"]
+    ):
+        *_, (first, last) = gates_text()["seen_replicates"]
+        told += (
+            ", first as they are, then widened by the biases on data of the other groups (without "
+            f"the data sets {first} to {last}, which were seen before that was settled)"
+        )
+    told += "."
     if any("hits" in row for row in table):
         told += (
             " Hits are the features that a class without composites points along in the largest "
