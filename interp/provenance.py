@@ -79,6 +79,7 @@ AFTERWARDS = {
     "run.py",
     "sae_counts.py",
     "sae_evaluation.py",
+    "sae_means.py",
     "sae_training.py",
     "saturation.py",
     "scaling.py",

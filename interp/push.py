@@ -20,9 +20,9 @@ from interp import durable, hub
 from interp.config import StudyConfig
 from interp.errors import UserError
 from interp.run import CONTEXTUAL, CONTROLS, TRAINED, Run, advice_without_saes, folder_name
+from interp.sae_means import BESIDE
 
 CARD = "README.md"
-MEANS = "means.safetensors"
 _CFG, _WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _FRONT = "---\nlibrary_name: saelens\ntags:\n- sparse-autoencoder\n- superscope\n"
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN (a token that may write)"
@@ -86,8 +86,8 @@ def write_tree(run: Run, repo: str, out: Path, models: Sequence[str] | None = No
                 shutil.copyfile(sae.folder / _WEIGHTS, folder / _WEIGHTS)
                 cfg = _for_sae_lens(json.loads((sae.folder / _CFG).read_text()), sae, run.config)
                 (folder / _CFG).write_text(json.dumps(cfg, indent=2) + "\n")
-                if sae.stream.endswith(CONTEXTUAL) and not (folder.parent / MEANS).exists():
-                    shutil.copyfile(_means(run, sae), folder.parent / MEANS)
+                if sae.stream.endswith(CONTEXTUAL) and not (folder.parent / BESIDE).exists():
+                    shutil.copyfile(_means(run, sae), folder.parent / BESIDE)
             (fresh / CARD).write_text(card(run, repo, kept), "utf-8")
         except FileNotFoundError as error:
             raise UserError(
@@ -237,7 +237,7 @@ def _contextual(repo: str, sae: Kept) -> Iterator[str]:
         "and position alone explain. They need that taken off first, and never see the first "
         "position of a sequence:"
     )
-    file = f"{sae.name.rpartition('/')[0]}/{MEANS}"
+    file = f"{sae.name.rpartition('/')[0]}/{BESIDE}"
     yield _block(
         "python",
         "from huggingface_hub import hf_hub_download",

@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 
 from interp.calibrate.cells import CalibrationConfig
-from interp.calibrate.table import bounded, claims
+from interp.calibrate.claims import bounded, claims
 from interp.calibrate.widening import with_widened
 
 GATES_FILE = "gates.yaml"

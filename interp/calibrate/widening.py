@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from interp.calibrate.table import bounded, claims
+from interp.calibrate.claims import bounded, claims
 from interp.calibration import known_biases, widened
 
 

@@ -62,6 +62,12 @@ def add(commands: Any) -> None:
         help="held-out tokens (default: %(default)s)",
     )
     judge.add_argument("--hook-point", metavar="POINT", help="where an SAE's file does not say")
+    judge.add_argument(
+        "--means",
+        type=Path,
+        metavar="FILE",
+        help="token and position means of a contextual SAE, where they do not lie beside it",
+    )
     json_flag(judge)
 
 
@@ -102,7 +108,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     folders = sae_folders(args.path)
     model = load(args.model)
     blocks = tokens(args.text, model, n_tokens=args.tokens, split="held_out")
-    rows = [evaluate_sae(folder, model, blocks, hook_point=args.hook_point) for folder in folders]
+    rows = [
+        evaluate_sae(folder, model, blocks, hook_point=args.hook_point, means=args.means)
+        for folder in folders
+    ]
     if args.json:
         print(json.dumps(rows, indent=1, allow_nan=False))
         return
@@ -111,17 +120,31 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _text(row: dict[str, Any]) -> str:
-    """One SAE in three lines."""
+    """One SAE in three lines; a contextual one in four."""
     recovered = {
         kind: "undefined (the ablation costs nothing)" if value is None else f"{value:.4f}"
         for kind in ("zero", "mean")
         for value in [row[f"ce_loss_recovered_{kind}"]]
     }
+    contextual = row["stream"] == "contextual"
+    alone = ""
+    if contextual:
+        value = row["ce_loss_recovered_means_alone"]
+        told = (
+            "undefined (it costs nothing to leave the rest out)"
+            if value is None
+            else f"{value:.4f}"
+        )
+        loss = f"{row['ce_loss_means_alone']:.4f}"
+        alone = (
+            f"\n  FVU is of the rest; of what token and position means alone lose (loss {loss}) "
+            f"the SAE recovers {told}"
+        )
     return (
-        f"{row['path']}  {row['hook_point']}\n"
+        f"{row['path']}  {row['hook_point']}{' (contextual)' if contextual else ''}\n"
         f"  FVU {row['fvu']:.4f}  L0 {row['l0']:.2f}  dead {row['dead_fraction']:.1%}  "
         f"KL {row['kl_nats']:.4f} nats  ({row['n_tokens']:,} tokens)\n"
         f"  CE loss recovered {recovered['zero']} (zero ablation), {recovered['mean']} (mean); "
         f"losses: clean {row['ce_loss_clean']:.4f}, SAE {row['ce_loss_sae']:.4f}, "
-        f"zero {row['ce_loss_zero_ablated']:.4f}, mean {row['ce_loss_mean_ablated']:.4f}"
+        f"zero {row['ce_loss_zero_ablated']:.4f}, mean {row['ce_loss_mean_ablated']:.4f}{alone}"
     )

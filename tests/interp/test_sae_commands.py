@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from interp.capture import capture
 from interp.cli import main
+from interp.contextual import ContextualMeans
 from interp.divergence import kl_divergence
+from interp.models import load as load_model
+from interp.run import TRAINED, TWIN, folder_name, open_run
+from interp.sae_means import BESIDE
 from interp.sae_training import SHUFFLE_BUFFER, points_of, train_saes
 from interp.splice import MIN_GAP_NATS
+from interp.tokens import tokens
 from saes import checkpoint
 from saes.config import SAEConfig
 from saes.format import load, save
@@ -206,3 +214,80 @@ def test_wrong_input_is_one_line(
     eye[0, 0] = torch.nan
     save(SAE(eye, eye, torch.zeros(32), torch.zeros(32), k=2), tmp_path / "c" / "diverged")
     assert "is not finite" in refused(["eval-sae", str(tmp_path / "c"), *judge, *named], capsys)
+
+
+def contextual(run: Path) -> tuple[Path, str, str]:
+    """A study's SAE of the contextual stream, its model and the study's text."""
+    config = open_run(run).config
+    name = config.models[0]
+    folder = run / "saes" / folder_name(name, TRAINED)
+    first = sorted(folder.glob("*.contextual/*/cfg.json"))[0].parent
+    return first, name, config.text
+
+
+def test_an_sae_of_the_contextual_stream_is_judged_without_the_means(
+    finished_study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, name, text = contextual(finished_study)
+    rest = ["--model", name, "--text", text, "--tokens", "2000"]
+    assert main(["eval-sae", str(path), *rest, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["stream"], row["hook_point"]) == ("contextual", path.parent.name.split(".cont")[0])
+    model = load_model(name)
+    blocks = tokens(text, model, n_tokens=2_000, split="held_out")
+    layer = int(row["hook_point"].split(".")[1])
+    where = finished_study / "work" / folder_name(name, TRAINED) / f"means.{layer}.safetensors"
+    means = ContextualMeans.load(where)
+    kept = [
+        means.residual(
+            chunk.acts[row["hook_point"]][chunk.keep],
+            chunk.token_ids[chunk.keep],
+            chunk.positions[chunk.keep],
+        )
+        for chunk in capture(model, blocks, row["hook_point"])
+    ]
+    x = torch.cat(kept)
+    error = (x - load(path)(x)).square().sum() / (x - x.mean(0)).square().sum()
+    assert row["fvu"] == pytest.approx(float(error), rel=1e-4)
+    assert row["ce_loss_means_alone"] != row["ce_loss_mean_ablated"]
+    assert main(["eval-sae", str(path), *rest]) == 0
+    assert "token and position means alone lose" in capsys.readouterr().out
+
+    # Away from its study: with the file of the means, or beside them as a published one.
+    moved = tmp_path / "away" / "sae"
+    shutil.copytree(path, moved)
+    assert "give their file with --means" in refused(["eval-sae", str(moved), *rest], capsys)
+    point = ["--hook-point", row["hook_point"]]
+    assert "with --means" in refused(["eval-sae", str(moved), *rest, *point], capsys)
+    assert main(["eval-sae", str(moved), *rest, "--json", "--means", str(where)]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["fvu"] == row["fvu"]
+    shutil.copyfile(where, moved.parent / BESIDE)
+    assert main(["eval-sae", str(moved), *rest, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["fvu"] == row["fvu"]
+    cfg = json.loads((moved / "cfg.json").read_text())
+    cfg["metadata"] |= {"hook_name": row["hook_point"], "stream": "contextual"}
+    (moved / "cfg.json").write_text(json.dumps(cfg))
+    assert main(["eval-sae", str(moved), *rest, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["fvu"] == row["fvu"]
+    cfg["metadata"]["stream"] = "all"
+    (moved / "cfg.json").write_text(json.dumps(cfg))
+    line = ["eval-sae", str(moved), *rest, "--means", str(where)]
+    assert "reads the raw stream" in refused(line, capsys)
+
+
+def test_means_of_another_model_and_saes_of_a_control_are_refused(
+    finished_study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, name, text = contextual(finished_study)
+    rest = ["--model", name, "--text", text, "--tokens", "2000"]
+    layer = path.parent.name.split(".")[1]
+    where = finished_study / "work" / folder_name(name, TRAINED) / f"means.{layer}.safetensors"
+    means = ContextualMeans.load(where)
+    wrong = tmp_path / "of_fewer_tokens.safetensors"
+    replace(means, token_mean=means.token_mean[:-1].clone()).save(wrong)
+    line = ["eval-sae", str(path), *rest, "--means", str(wrong)]
+    assert f"{wrong}: means of " in refused(line, capsys)
+    twin = finished_study / "saes" / folder_name(name, TWIN)
+    assert "was trained on a control (random_init)" in refused(
+        ["eval-sae", str(twin), *rest], capsys
+    )
