@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -47,7 +47,8 @@ class StudyConfig(BaseModel):
     preview: bool = False
     """A preview draws rows that fail the convergence rule, hollow; a result does not use them."""
     family: str = "ladder"
-    arm: str = "width"
+    arm: Literal["width", "constant_width"] = "width"
+    """What differs between the models: their width, or what the constant-width arm varies."""
     models: tuple[str, ...] = Field(min_length=1)
     """The models that get SAEs, in increasing size."""
     loss_only_models: tuple[str, ...] = ()
@@ -308,7 +309,7 @@ def read_config(path: Path) -> StudyConfig:
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected `field: value` lines; see `interp study --help`")
     try:
-        return parse_config(data, str(path), lines)
+        return parse_config(_extended(data, path, lines), str(path), lines)
     except UserError as error:
         first, version = text.partition("\n")[0], metadata.version("superscope")
         if not first.startswith(_WRITTEN_BY) or first == f"{_WRITTEN_BY}{version}":
@@ -317,10 +318,51 @@ def read_config(path: Path) -> StudyConfig:
         raise UserError(f"{error} ({told})") from None
 
 
+def _extended(
+    data: dict[str, object], path: Path, lines: Mapping[tuple[str | int, ...], int]
+) -> dict[str, object]:
+    """What the file says, on top of the preset that its `extends` names, if it does."""
+    name = data.get("extends")
+    if name is None:
+        # A study writes every field; who names a preset and little else wants to begin with it.
+        if data.get("preset") in PRESETS and len(data) < len(StudyConfig.model_fields) / 2:
+            raise UserError(
+                f"{path}, line {lines['preset',]}: preset is only a name; write `extends: "
+                f"{data['preset']}` to take that preset's settings"
+            )
+        return data
+    if name not in PRESETS:
+        raise UserError(
+            f"{path}, line {lines['extends',]}: extends: {name!r} is no preset; use one of "
+            f"{', '.join(PRESETS)}"
+        )
+    base = PRESETS[str(name)]
+    given = {field: value for field, value in data.items() if field != "extends"}
+    named = given.get("models")
+    models = _of_models(base, [str(m) for m in named]) if isinstance(named, list) else {}
+    return base.model_dump() | {"preset": f"{name} (changed)"} | models | given
+
+
+def _of_models(base: StudyConfig, models: Sequence[str]) -> dict[str, object]:
+    """Other models than the preset's drop the controls and loss-only models not among them."""
+    twins = tuple(m for m in models if m in base.twins)
+    if not twins and base.arm != "constant_width":
+        # Of an arm the base model's twin serves all, also where they are measured in parts.
+        twins = tuple(models)
+    return {
+        "models": tuple(models),
+        "twins": twins,
+        "shuffled": tuple(m for m in models if m in base.shuffled),
+        "gaussian": tuple(m for m in models if m in base.gaussian),
+        "loss_only_models": (),
+        "family": "ladder" if all(m.startswith("ladder/") for m in models) else "custom",
+    }
+
+
 def resolve_config(what: str, overrides: dict[str, object]) -> StudyConfig:
     """A preset, a family (with the quick preset's settings) or a YAML file, with overrides.
 
-    Other models than the preset's drop the twins and loss-only models that are not among them.
+    Other models than theirs drop the twins and loss-only models that are not among them.
     """
     if what in PRESETS:
         base = PRESETS[what]
@@ -341,18 +383,12 @@ def resolve_config(what: str, overrides: dict[str, object]) -> StudyConfig:
             "`interp ladder arm --ship` trains them, or name your own with --models"
         )
     if "models" in overrides:
-        data["twins"] = tuple(m for m in data["models"] if m in base.twins)
-        if not data["twins"] and base.arm != "constant_width":
-            # Of an arm the base model's twin serves all, also where they are measured in parts.
-            data["twins"] = tuple(data["models"])
-        for control in ("shuffled", "gaussian"):
-            data[control] = tuple(m for m in data["models"] if m in getattr(base, control))
-        data["loss_only_models"] = ()
-        named = [str(m) for m in data["models"]]
-        if base.preset == what:
-            data["family"] = "ladder" if all(m.startswith("ladder/") for m in named) else "custom"
-        elif what in families.names():
-            data["family"] = what if set(named) <= set(families.members(what)) else "custom"
+        data |= _of_models(base, [str(m) for m in data["models"]])
+        if what in families.names():
+            members = set(families.members(what))
+            data["family"] = what if set(data["models"]) <= members else "custom"
+        elif base.preset != what:  # a file says it
+            data["family"] = base.family
     if overrides and base.preset == what:
         data["preset"] = what if set(overrides) <= _HOW else f"{what} (changed)"
     return parse_config(data, what)
@@ -372,6 +408,8 @@ def parse_config(
         first = error.errors()[0]
         at = first["loc"]
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "tuple_type":
+            message = f"write a list: [{first['input']}]"
         if not at:  # fields that do not go together: the first that the message names
             named = re.findall(r"\w+", message)
             at = next(((word,) for word in named if (word,) in lines), ())

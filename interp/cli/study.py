@@ -114,7 +114,10 @@ def _study_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--text", metavar="SRC", help=TEXT_HELP)
     parser.add_argument(
-        "--tokens", type=count, metavar="N", help="training tokens of each SAE (the preset's)"
+        "--tokens",
+        type=count,
+        metavar="N",
+        help="training tokens of each SAE, the headline's too (the preset's)",
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="SAEs of each size (the preset's)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
@@ -131,14 +134,16 @@ def _study_config(args: argparse.Namespace) -> StudyConfig:
     overrides = {
         "models": args.models,
         "text": args.text,
-        "sae_tokens": args.tokens,
         "n_seeds": args.seeds,
         "threads": args.threads,
         "device": args.device,
         "executor": "ray" if getattr(args, "address", None) else getattr(args, "executor", None),
         "address": getattr(args, "address", None),
     }
-    return resolve_config(args.what, {k: v for k, v in overrides.items() if v is not None})
+    given = {k: v for k, v in overrides.items() if v is not None}
+    if args.tokens is not None:
+        given |= {"sae_tokens": args.tokens, "primary_sae_tokens": None}
+    return resolve_config(args.what, given)
 
 
 def _study(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from interp import ladder
+from interp.cli import main
 from interp.config import PRESETS, StudyConfig, parse_config, read_config, resolve_config
 from interp.errors import UserError
 from interp.run import SHUFFLED, TRAINED, TWIN
@@ -48,6 +49,70 @@ def test_a_wrong_field_is_named(tmp_path: Path, field: str, value: object, compl
     text = one_line(error)
     assert complaint in text
     assert str(file) in text
+
+
+def test_a_file_may_start_from_a_preset(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("extends: full\nmodels: [/a, /b]\ntext: /c.jsonl\nprimary_sae_tokens: 9000\n")
+    config = resolve_config(str(file), {})
+    full = PRESETS["full"]
+    assert (config.models, config.twins, config.loss_only_models) == (
+        ("/a", "/b"),
+        ("/a", "/b"),
+        (),
+    )
+    assert (config.preset, config.family) == ("full (changed)", "custom")
+    assert (config.text, config.primary_sae_tokens) == ("/c.jsonl", 9_000)
+    changed = {
+        "preset",
+        "family",
+        "models",
+        "twins",
+        "loss_only_models",
+        "text",
+        "primary_sae_tokens",
+    }
+    assert config.model_dump(exclude=changed) == full.model_dump(exclude=changed)
+    file.write_text("extends: full\nmodels: [/a, /b]\ntwins: [/a]\npreset: mine\n")
+    config = resolve_config(str(file), {"models": ["/b"]})
+    assert (config.preset, config.models, config.twins) == ("mine", ("/b",), ("/b",))
+    file.write_text("extends: quick\n")
+    assert read_config(file) == PRESETS["quick"].model_copy(update={"preset": "quick (changed)"})
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("models: [a]\nextends: fool\n", "line 2: extends: 'fool' is no preset; use one of quick"),
+        ("preset: full\nmodels: [a]\n", "line 1: preset is only a name; write `extends: full`"),
+        ("models: ladder/d032\n", "line 1: models: write a list: [ladder/d032]"),
+        ("extends: full\nmodels: ladder/d032\n", "models: write a list: [ladder/d032]"),
+        ("arm: depth\nmodels: [a]\n", "line 1: arm: Input should be 'width' or"),
+    ],
+)
+def test_a_file_that_means_something_else_is_told_so(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        read_config(file)
+    assert complaint in one_line(error)
+
+
+def test_tokens_are_those_of_every_sae(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[StudyConfig] = []
+    monkeypatch.setattr("interp.plan.plan_study", lambda config: asked.append(config) or [])
+    monkeypatch.setattr("interp.budgets.require_fit", lambda *_: None)
+    monkeypatch.setattr("interp.cli.study.print_costs", lambda *_, **__: None)
+    assert main(["plan", "full", "--tokens", "1M"]) == 0
+    assert main(["plan", "full"]) == 0
+    assert [(c.sae_tokens, c.primary_sae_tokens) for c in asked] == [
+        (1_000_000, None),
+        (PRESETS["full"].sae_tokens, PRESETS["full"].primary_sae_tokens),
+    ]
 
 
 @pytest.mark.parametrize(
