@@ -199,6 +199,11 @@ def _from_study(file: Path) -> LossTable:
     if others:
         notes.append(f"models of the arms {', '.join(others)} are left out")
     models = [m for m in models if m["arm"] == "width"]
+    if not models:
+        why = (
+            f"all of its models are of the arms {', '.join(others)}" if others else "it has no loss"
+        )
+        raise UserError(f"{name}: {why}; give a study of models that differ in width")
     counts = _counts(summary)
     if loss != "loss_nats_per_token":
         notes.append("losses are per byte of text: the models have several tokenizers")

@@ -15,6 +15,8 @@ from interp.loss_table import LossTable
 from interp.scaling_end import NO_COUNTS
 from interp.separable import Term
 
+ONLY_BOUNDS = "every count in the table is a lower bound or missing"
+
 
 @dataclass(frozen=True)
 class PackingGain:
@@ -44,7 +46,10 @@ def packing_gain(table: LossTable) -> PackingGain:
     if "packing_is_bound" in table.rows:
         counted &= ~(table.rows["packing_is_bound"] > 0)
     kept = table.take(counted.to_numpy())
-    n_models = int(kept.model_of_row.max()) + 1 if len(kept.rows) else 0
+    if kept.rows.empty:
+        said = f"exploratory: whether packing improves on width alone is not known ({ONLY_BOUNDS})"
+        return PackingGain(0, None, None, None, None, said)
+    n_models = int(kept.model_of_row.max()) + 1
     try:
         packing = kept.rows["packing"].to_numpy(dtype=float)
         plain = problem(kept, "width")

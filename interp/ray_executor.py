@@ -13,6 +13,7 @@ import os
 import sys
 from dataclasses import asdict
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,23 @@ OUT_OF_MEMORY_RETRIES = 1
 POLL_SECONDS = 1.0
 
 
+def require_ray() -> Any:
+    """The package. Raises UserError where it is not installed."""
+    try:
+        return import_module("ray")
+    except ImportError:
+        raise UserError(
+            "executor ray needs Ray; pip install 'ray>=2.40,<3', or use --executor local"
+        ) from None
+
+
 class RayExecutor:
     """Tasks of `config.address`'s cluster, or of one started here for as long as this lives."""
 
     slots = sys.maxsize
 
     def __init__(self, graph: Graph, corpus: Corpus, progress: Progress) -> None:
-        try:
-            import ray
-        except ImportError:
-            raise UserError(
-                "executor ray needs Ray; pip install 'ray>=2.40,<3', or use --executor local"
-            ) from None
+        ray = require_ray()
         self._ray, self._graph, self._progress = ray, graph, progress
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_task_oom_retries", str(OUT_OF_MEMORY_RETRIES))

@@ -89,8 +89,12 @@ def _executors(config: StudyConfig) -> Executors:
 
 
 def _check_device(config: StudyConfig) -> None:
-    """In this process; elsewhere it is asked where the units run."""
-    if config.executor == "local" and config.device != "auto":
+    """In this process; elsewhere it is asked where the units run, which needs Ray."""
+    if config.executor == "ray":
+        from interp.ray_executor import require_ray
+
+        require_ray()
+    elif config.device != "auto":
         require_device(config.device)
 
 

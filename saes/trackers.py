@@ -36,7 +36,13 @@ def tracker(kind: str | None, out: Path) -> Iterator[Heartbeat]:
             writer.close()
     else:
         library = _import(kind, kind)
-        library.init(project=PROJECT, name=out.name)
+        try:
+            library.init(project=PROJECT, name=out.name)
+        except Exception as error:  # of no common class: not logged in, no network, a full disk
+            told = " ".join(str(error).split())[:200]
+            raise SAEError(
+                f"--log {kind}: {told or type(error).__name__}; mend that, or leave the option out"
+            ) from None
         try:
             yield lambda status: library.log(_values(status), step=status.tokens_done)
         finally:

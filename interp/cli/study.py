@@ -17,6 +17,7 @@ from interp.cli.parts import (
     print_json,
     print_table,
 )
+from interp.errors import UserError
 
 if TYPE_CHECKING:
     from interp.config import StudyConfig
@@ -156,6 +157,8 @@ def _study(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> None:
     config = _study_config(args)
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"{args.out} is a file; give --out a folder")
     from interp.budgets import require_fit
     from interp.plan import plan_study
 
@@ -217,6 +220,10 @@ def _status(args: argparse.Namespace) -> None:
     state = "a process is at it" if found.running else "no process is at it"
     summary = "report written" if found.finished else "no report yet"
     done = f"{found.n_done} of {len(found.parts)} parts done"
+    stale = sum(part.state == "stale" for part in found.parts)
+    if stale:
+        # What was written of them stays as it is, report and tables too.
+        done += f", {stale} measured in part or whole before something changed (see `--redo`)"
     units = ", ".join(f"{n} {what}" for what, n in found.n_units.most_common())
     print(f"{done}; {summary}; {state}; {found.seconds / 60:.1f} minutes spent")
     print(f"units: {units or 'no records'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,24 @@ def test_a_file_that_means_something_else_is_told_so(
     with pytest.raises(UserError) as error:
         read_config(file)
     assert complaint in one_line(error)
+
+
+def test_a_plan_for_a_file_is_refused_as_the_study_would_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("")
+    assert main(["plan", "quick", "--out", str(tmp_path / "taken")]) == 2
+    assert "taken is a file; give --out a folder" in capsys.readouterr().err
+
+
+def test_without_ray_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    out = tmp_path / "out"
+    assert main(["study", "quick", "--executor", "ray", "--out", str(out)]) == 2
+    assert "executor ray needs Ray" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_tokens_are_those_of_every_sae(

@@ -150,6 +150,7 @@ def test_packing_is_reported_missing_or_too_little() -> None:
     assert "3 models with packing do not support the question" in some.sentence
     none = packing_gain(one_family(law, SIZES, packing=np.full(8, np.nan)))
     assert none.n_models == 0
+    assert "is not known (every count in the table is a lower bound or missing)" in none.sentence
 
 
 def test_lower_bounds_are_no_counts_for_the_gain() -> None:

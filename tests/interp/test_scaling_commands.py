@@ -214,6 +214,10 @@ def test_a_studys_counts_and_arms(tmp_path: Path) -> None:
     assert table.rows["packing_is_bound"].tolist()[0] == 1
     assert np.isnan(table.rows["packing"].tolist()[1:]).all()
     assert "arms decay are left out" in table.notes[0]
+    summary["models"] = summary["models"][2:3]
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(UserError, match="all of its models are of the arms decay; give a study"):
+        read_table(tmp_path)
 
 
 HEADER = "family,dataset,model,d_model,loss\n"

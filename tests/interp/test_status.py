@@ -191,6 +191,15 @@ def test_the_command_prints_a_table_or_json(root: Path, capsys: pytest.CaptureFi
     assert "holds no study" in capsys.readouterr().err
 
 
+def test_a_study_that_something_changed_under_is_told_so(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interp.provenance.code_sha256", lambda *, counting=True: "0" * 64)
+    assert main(["status", str(root)]) == 0
+    told = "0 of 6 parts done, 4 measured in part or whole before something changed (see `--redo`)"
+    assert told in capsys.readouterr().out
+
+
 def test_times_are_told_in_minutes_and_hours(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()

@@ -155,6 +155,21 @@ def test_a_missing_tracker_is_one_line_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tracker_that_will_not_begin_is_one_line(
+    acts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class LoggedOut(FakeTracker):
+        def init(self, **options: object) -> None:
+            raise RuntimeError("No API key configured.\n  Use a login first.")
+
+    monkeypatch.setitem(sys.modules, "wandb", LoggedOut())
+    said = refused(train_line(acts, tmp_path / "out", "--log", "wandb"), capsys)
+    assert "--log wandb: No API key configured. Use a login first.; mend that, or leave" in said
+
+
 def test_progress_shows_speed_error_dead_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     from saes.progress import TrainingProgress
     from saes.training import TrainingStatus
