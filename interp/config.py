@@ -102,7 +102,7 @@ class StudyConfig(BaseModel):
     whatever is counted are float32 either way."""
     n_seeds: int = Field(default=3, ge=2, le=16)
     min_seeds: int = Field(default=MIN_SEEDS, ge=MIN_SEEDS)
-    """Seeds that have to find a latent for it to count. Two is SCIENCE's count, which fills
+    """Seeds that have to find a latent for it to count. Two is the usual count, which fills
     dictionaries that are smaller than what there is to find; a count of more seeds stays below
     their size, so that models can be ranked by it."""
     target_fvu: float = Field(default=0.3, gt=0, lt=1)

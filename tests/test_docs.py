@@ -76,14 +76,16 @@ def test_python_shown_compiles_and_calls_what_there_is(path: Path) -> None:
                 assert module is None or hasattr(module, node.attr), ast.unparse(node)
 
 
-def test_every_study_shown_is_one() -> None:
-    from interp.config import MIN_SIZES, parse_config
+def test_every_study_shown_is_one(tmp_path: Path) -> None:
+    from interp.config import PRESETS, read_config
 
-    shown = [yaml.safe_load(text) for path in TEXTS for text in blocks(path, "yaml")]
+    shown = [text for path in TEXTS for text in blocks(path, "yaml")]
     assert shown
-    for data in shown:
-        config = parse_config(data, "docs")
-        assert len(config.d_sae_per_d_model) in {1, MIN_SIZES}, "as the text beside it says"
+    for text in shown:
+        (tmp_path / "study.yaml").write_text(text)
+        config = read_config(tmp_path / "study.yaml")
+        assert config.n_seeds == PRESETS["full"].n_seeds, "as the text beside it says"
+        assert config.twins == config.models
 
 
 def test_every_public_name_is_in_the_reference() -> None:

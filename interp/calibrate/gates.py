@@ -173,15 +173,14 @@ def _value(
         "worst_coverage": ("coverage", 0.95, "n_with_interval"),
         WIDENED: ("coverage", 1.0, "n_with_interval"),
     }[what]
-    known = [(e[key], cell, e) for cell, e in of if e[key] is not None]
+    known = [
+        (e[key], cell, e)
+        for cell, e in of
+        if e[key] is not None and e[judged_by] >= min_identified * e["n_replicates"]
+    ]
     if not known:
         return None, None, NEVER
-    judged = [
-        (value, cell, e)
-        for value, cell, e in known
-        if e["n_replicates"] >= min_replicates
-        and e[judged_by] >= min_identified * e["n_replicates"]
-    ]
+    judged = [found for found in known if found[2]["n_replicates"] >= min_replicates]
     failing = [found for found in judged if not low <= found[0] <= high]
     value, cell, _ = max(failing or known, key=lambda found: abs(found[0] - right))
     final = full or what != WIDENED

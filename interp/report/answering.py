@@ -245,7 +245,9 @@ def _bound(summary: Summary, rows: Sequence[PackingRow]) -> list[str]:
         f"These are lower bounds of what larger dictionaries would find again: they are taken with "
         f"{ratios[0]:g} latents per dimension."
     )
-    no_bound = "They bound no number of true features: latents that stand for two count too."
+    no_bound = (
+        "They bound this count, not the number of features: latents that stand for two count too."
+    )
     return [" ".join([text, *_larger(summary, rows), no_bound])]
 
 

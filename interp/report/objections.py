@@ -262,7 +262,8 @@ def _training(summary: Summary) -> str:
     if all(row.converged is None for row in rows):
         return "Not answered: this run did not train any of them half as long to compare."
     steady = [row for row in rows if row.converged is True]
-    per_latent = [row.tokens_per_latent for row in rows if row.tokens_per_latent]
+    # Of those that settled: how many tokens were enough.
+    per_latent = [row.tokens_per_latent for row in steady or rows if row.tokens_per_latent]
     text = (
         f"{len(steady)} of {plural(len(rows), 'count')} stayed as they were when the tokens doubled"
     )
@@ -329,9 +330,16 @@ def _chance(rows: Sequence[PackingRow]) -> str:
 def _calibrated(rows: Sequence[PackingRow]) -> str:
     known = [row for row in rows if row.calibration != "uncalibrated"]
     if not known:
+        one_size = all(row.estimator.startswith("reproducible") for row in rows)
+        why = (
+            "a count at one dictionary size has no calibrated bias, only the level has at which "
+            "counts of growing ones stop (four sizes or more, five seeds)"
+            if one_size
+            else "no cell of the calibration is like these counts"
+        )
         return (
-            "Not answered by this run: no cell of the calibration is like these counts. Read them "
-            "as comparisons, not as numbers of features."
+            f"Not answered by this run: {why}. Read them as comparisons, not as numbers of "
+            "features."
         )
     of = (
         f"{plural(len(rows), 'count')} {len(known)} {'is' if len(known) == 1 else 'are'} calibrated"

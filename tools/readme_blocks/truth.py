@@ -12,6 +12,7 @@ import pandas as pd
 from interp.calibrate.gates import gates_text
 from interp.calibrate.tables import cell_table, gate_table
 from interp.report.wording import span
+from interp.toy.reproduction import WIDEST
 
 MANY = 20
 HALF_RIGHT = 0.5
@@ -28,7 +29,8 @@ def toy(root: Path) -> str:
                 f"{(folder / 'reproduction.md').read_text()}\n"
                 f"`{summary['command']}`, {summary['n_models']} models, "
                 f"{summary['cpu_seconds'] / 60:.0f} CPU minutes; agrees means that the two "
-                f"intervals overlap. Figures and numbers in [`results/{name}/`](results/{name}/)"
+                f"intervals overlap and ours is at most {WIDEST} wide. Figures and numbers in "
+                f"[`results/{name}/`](results/{name}/)"
                 f"{why if (folder / 'README.md').exists() else ''}."
             )
     return "*(no committed run yet)*"
@@ -49,8 +51,9 @@ def calibration(root: Path) -> str:
     minutes = float(summary["wall_time_seconds"]) / 60
     return "\n".join(lines) + (
         "\n\nN is the level at which counts of growing dictionaries stop; without composites, "
-        "which was added after trials, it leaves out latents that stand for two others. "
-        "Undecided: "
+        "which was added after trials, it leaves out latents that stand for two others. Shown is "
+        "the cell that is farthest from what it should be (of coverage, from 95%), of those in "
+        "which N was identified in half of the data sets or more. Undecided: "
         f"{_undecided(summary)}.\n\n"
         f"{_so_far(summary)}"
         f"{_plain_count(folder)}\n\n"
