@@ -254,19 +254,27 @@ def _plain_count(folder: Path) -> str:
     rows = rows[(rows["estimator"] == "reproducible") & rows["value"].notna()]
     ratio = rows["d_sae"] / rows["n_features"]
 
-    def shares(kept: pd.Series) -> str:
+    def row(latents: str, kept: pd.Series, *, has_room: bool) -> dict[str, str]:
         found = rows[kept]
-        settled = int((found["converged"] == True).sum())  # noqa: E712
-        filled = (100 * found["value"] / found["d_sae"]).tolist()
-        return f"{_most(filled, '{:.0f}%')} of D ({settled} of {len(found)} converged)"
+        exact = found[found["converged"] == True]  # noqa: E712
+        off = (100 * (exact["value"] / exact["n_features"] - 1)).tolist()
+        return {
+            "latents in the dictionary": latents,
+            "count, of these latents": _most(
+                (100 * found["value"] / found["d_sae"]).tolist(), "{:.0f}%"
+            ),
+            "converged": f"{len(exact)} of {len(found)}",
+            "converged counts, off the true number": _most(off, "{:+.0f}%") if has_room else "-",
+        }
 
-    def off(kept: pd.Series) -> str:
-        exact = rows[kept & (rows["converged"] == True)]  # noqa: E712
-        return _most((100 * (exact["value"] / exact["n_features"] - 1)).tolist(), "{:+.0f}%")
-
+    table = [
+        row("at most as many as features", ratio <= 1, has_room=False),
+        row("twice as many", ratio == 2, has_room=True),
+        row("four times and more", ratio >= 4, has_room=True),
+    ]
     trimmed = ""
     if len(rows) >= MANY:
-        trimmed = f" Of {MANY} counts or more these are the extents of the middle nine tenths."
+        trimmed = f"; of {MANY} counts or more, the extents of the middle nine tenths"
     older = (
         ""
         if "distinct_latents" in estimators
@@ -275,13 +283,14 @@ def _plain_count(folder: Path) -> str:
             "0.8 on now."
         )
     )
-    return (
-        "The count at one size (`reproducible`), which a study's headline gives, in the same cells "
-        f"(synthetic data of width 32): with at most as many latents as true features "
-        f"{shares(ratio <= 1)}, with twice as many {shares(ratio == 2)}, with four times and more "
-        f"{shares(ratio >= 4)}. A full dictionary "
-        f"is what one too small looks like. Converged counts with twice as many latents as "
-        f"features were {off(ratio == 2)} off the true number, with four times and more "
-        f"{off(ratio >= 4)}: latents that stand for two features are found again too."
-        f"{trimmed}{older}"
+    return "\n".join(
+        [
+            "The count at one size (`reproducible`), which a study's headline gives, in the same "
+            f"cells (synthetic data of width 32{trimmed}):",
+            "",
+            *_markdown(table),
+            "",
+            "A dictionary that comes back full was probably too small; a large one finds latents "
+            f"that stand for two features again too.{older}",
+        ]
     )
