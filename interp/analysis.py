@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from interp import durable, ladder
+from interp import durable
 from interp.corpora import Corpus
 from interp.errors import StudyFailedError
 from interp.executor import Failure
@@ -21,6 +21,7 @@ from interp.machine import cpu_name, peak_memory_bytes
 from interp.measure import loss_rows
 from interp.overlaps import dictionary_overlaps, head_overlaps
 from interp.provenance import modules, provenance, sources_sha256
+from interp.recorded_lever import recorded_lever
 from interp.results import TABLES, Measured, write_results
 from interp.run import NO_RESULT, TRAINED, folder_name
 from interp.stopwatch import seconds_spent
@@ -112,7 +113,7 @@ def _measured(graph: Graph) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
             found = json.loads(file.read_text())
             found |= {"family": graph.config.family, "arm": graph.config.arm}
             if unit.control == TRAINED:
-                facts.append(found | ladder.levers(unit.model))
+                facts.append(found | recorded_lever(unit.model))
                 known.add(unit.model)
             rows += loss_rows(found, unit.control) if unit.model in known else []
         elif unit.spot is not None and unit.model in known:

@@ -73,6 +73,7 @@ AFTERWARDS = {
     "push.py",
     "python_labels.py",
     "ray_executor.py",
+    "recorded_lever.py",
     "recording.py",
     "resources.py",
     "results.py",

@@ -21,6 +21,7 @@ from interp.machine import threads
 from interp.models import load, require_device
 from interp.progress import Progress
 from interp.provenance import provenance
+from interp.recorded_lever import recorded_lever
 from interp.run import Run, RunFolder, open_run, write_text
 from interp.sources import ModelSource, Sources
 from interp.spots import require_hook_points
@@ -113,6 +114,7 @@ def _check_models(config: StudyConfig, corpus: Corpus) -> Sources:
             )
         if name in config.models:
             require_hook_points(config, model)
+            recorded_lever(name)
         for split in SPLITS:
             tokens(corpus, model, n_tokens=2 * model.n_ctx, split=split, seed=config.seed)
         known[name] = ModelSource.of(model)
