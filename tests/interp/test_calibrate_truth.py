@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from torch.nn.functional import normalize
 from interp.calibrate.presets import PRESETS
 from interp.calibrate.training import train
 from interp.calibrate.truth import beside_the_truth, facts_of
+from saes.composites import without_composites
 from saes.latent_set import LatentSet
-from saes.matching import ReproducibleCount
+from saes.matching import ReproducibleCount, reproducible
 from saes.sae import SparseActs
 from saes.synthetic import SyntheticData
 
@@ -90,3 +93,43 @@ def test_a_feature_below_another_is_found_together_with_it() -> None:
     assert found(parents) > 0.8
     assert found(below) < 0.1
     assert found(below + parents[of]) > 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("difficulty", "fewest", "most"),
+    [({"correlation": 0.5}, 1.5, math.inf), ({"k_ratio": 2.0}, 0.0, 0.75)],
+)
+def test_what_stands_for_no_feature_fires_where_k_does_not_fit(
+    difficulty: dict[str, float], fewest: float, most: float
+) -> None:
+    """Why correlated features and a large k make N too high (docs, estimators).
+
+    Bounds are on how many features are active where such classes fire, over the average of all
+    rows. Features that fire in bursts need more latents than k there, and groups of them get one;
+    a k that is too large has slots left where hardly any is active.
+    """
+    gates = PRESETS["gates"]
+    [one] = [
+        cell for cell in gates.cells if all(getattr(cell, k) == v for k, v in difficulty.items())
+    ]
+    data = SyntheticData(one.data(seed=0))
+    config = gates.model_copy(
+        update={"cells": (one,), "n_seeds": 2, "d_sae_per_d_in": (8,), "largest_holds_twice": False}
+    )
+    [pair] = train(data, one, 0, config, workers=1).main.values()
+    x, fired = data.rows(config.held_out_rows, generator=torch.Generator().manual_seed(1))
+    latents = [without_composites(LatentSet.from_acts(s.W_dec, s.encode(x))) for s in pair]
+    found = reproducible(latents, 0.7)
+    of_first = found.classes[found.class_sizes == 2][:, 0]
+    acts = latents[0].acts
+    directions = normalize(data.directions, dim=1)
+    truth = (normalize(latents[0].W_dec, dim=1) @ directions.T).amax(1).numpy()
+    n_active = (fired > 0).sum(1).double()
+    ratios = [
+        float(n_active[((acts.indices == j) & (acts.values > 0)).any(1)].mean() / n_active.mean())
+        for j in of_first.tolist()
+        if truth[j] < 0.9
+    ]
+    assert len(ratios) >= 3
+    assert fewest < float(np.median(ratios)) < most
