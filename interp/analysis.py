@@ -13,6 +13,8 @@ from typing import Any
 import pandas as pd
 
 from interp import durable
+from interp.config import StudyConfig
+from interp.constant_width import ARM
 from interp.corpora import Corpus
 from interp.errors import StudyFailedError
 from interp.executor import Failure
@@ -21,7 +23,7 @@ from interp.machine import cpu_name, peak_memory_bytes
 from interp.measure import loss_rows
 from interp.overlaps import dictionary_overlaps, head_overlaps
 from interp.provenance import modules, provenance, sources_sha256
-from interp.recorded_lever import recorded_lever
+from interp.recorded_lever import recorded_levers
 from interp.results import TABLES, Measured, write_results
 from interp.run import NO_RESULT, TRAINED, folder_name
 from interp.stopwatch import seconds_spent
@@ -90,6 +92,7 @@ def _analysis_inputs(graph: Graph, corpus: Corpus, failures: Sequence[Failure]) 
             for file in modules(files(package))
         ),
         "text_warnings": list(corpus.warnings),
+        "levers": _levers(graph.config),
         "failures": [[str(one.unit), one.error] for one in failures],
     }
     hashes = {}
@@ -105,6 +108,7 @@ def _measured(graph: Graph) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """(rows of everything that was measured, facts of the models)."""
     facts, rows, frames = [], [], []
     known: set[str] = set()
+    levers = _levers(graph.config)
     for unit in graph.units:
         if not graph.is_done(unit):
             continue
@@ -113,13 +117,17 @@ def _measured(graph: Graph) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
             found = json.loads(file.read_text())
             found |= {"family": graph.config.family, "arm": graph.config.arm}
             if unit.control == TRAINED:
-                facts.append(found | recorded_lever(unit.model))
+                facts.append(found | levers[unit.model])
                 known.add(unit.model)
             rows += loss_rows(found, unit.control) if unit.model in known else []
         elif unit.spot is not None and unit.model in known:
             [file] = files_of(graph.folder, unit, unit.spot.name)
             frames.append(pd.read_parquet(file))
     return pd.concat([pd.DataFrame(rows), *frames]), facts
+
+
+def _levers(config: StudyConfig) -> dict[str, dict[str, Any]]:
+    return recorded_levers((*config.models, *config.loss_only_models), in_arm=config.arm == ARM)
 
 
 def _lost(failure: Failure) -> dict[str, str]:

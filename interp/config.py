@@ -325,28 +325,53 @@ def _extended(
     name = data.get("extends")
     if name is None:
         # A study writes every field; who names a preset and little else wants to begin with it.
-        if data.get("preset") in PRESETS and len(data) < len(StudyConfig.model_fields) / 2:
+        preset = data.get("preset")
+        if (
+            isinstance(preset, str)
+            and preset in PRESETS
+            and len(data) < len(StudyConfig.model_fields) / 2
+        ):
             raise UserError(
                 f"{path}, line {lines['preset',]}: preset is only a name; write `extends: "
                 f"{data['preset']}` to take that preset's settings"
             )
         return data
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise UserError(
             f"{path}, line {lines['extends',]}: extends: {name!r} is no preset; use one of "
             f"{', '.join(PRESETS)}"
         )
-    base = PRESETS[str(name)]
+    base = PRESETS[name]
     given = {field: value for field, value in data.items() if field != "extends"}
+    own_name = given.get("preset")
+    if isinstance(own_name, str) and own_name in PRESETS:
+        raise UserError(
+            f"{path}, line {lines['preset',]}: preset: {own_name!r} is a preset's name; give the "
+            "study one of its own, or leave it out"
+        )
     named = given.get("models")
-    models = _of_models(base, [str(m) for m in named]) if isinstance(named, list) else {}
+    models: dict[str, object] = {}
+    if isinstance(named, list):
+        models = _of_models(base, [str(m) for m in named], arm=str(given.get("arm", base.arm)))
+    elif name == "referee" and "models" not in given:
+        _require_the_arm(base.models)
     return base.model_dump() | {"preset": f"{name} (changed)"} | models | given
 
 
-def _of_models(base: StudyConfig, models: Sequence[str]) -> dict[str, object]:
+def _require_the_arm(models: Sequence[str]) -> None:
+    if len(models) < 2:
+        raise UserError(
+            "referee: the models of the constant-width arm are not here; "
+            "`interp ladder arm --ship` trains them, or name your own with --models"
+        )
+
+
+def _of_models(
+    base: StudyConfig, models: Sequence[str], *, arm: str | None = None
+) -> dict[str, object]:
     """Other models than the preset's drop the controls and loss-only models not among them."""
     twins = tuple(m for m in models if m in base.twins)
-    if not twins and base.arm != "constant_width":
+    if not twins and (arm or base.arm) != "constant_width":
         # Of an arm the base model's twin serves all, also where they are measured in parts.
         twins = tuple(models)
     return {
@@ -377,17 +402,14 @@ def resolve_config(what: str, overrides: dict[str, object]) -> StudyConfig:
             f"({', '.join(families.names())}), or the path of a YAML file"
         )
     data = base.model_dump() | overrides
-    if what == "referee" and "models" not in overrides and len(data["models"]) < 2:
-        raise UserError(
-            "referee: the models of the constant-width arm are not here; "
-            "`interp ladder arm --ship` trains them, or name your own with --models"
-        )
+    if what == "referee" and "models" not in overrides:
+        _require_the_arm(base.models)
     if "models" in overrides:
         data |= _of_models(base, [str(m) for m in data["models"]])
         if what in families.names():
             members = set(families.members(what))
             data["family"] = what if set(data["models"]) <= members else "custom"
-        elif base.preset != what:  # a file says it
+        elif base.preset != what and base.family not in ("ladder", "custom"):  # a file says it
             data["family"] = base.family
     if overrides and base.preset == what:
         data["preset"] = what if set(overrides) <= _HOW else f"{what} (changed)"
@@ -409,7 +431,8 @@ def parse_config(
         at = first["loc"]
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "tuple_type":
-            message = f"write a list: [{first['input']}]"
+            one = first["input"]
+            message = f"write a list: [{one}]" if isinstance(one, str | int) else "write a list: []"
         if not at:  # fields that do not go together: the first that the message names
             named = re.findall(r"\w+", message)
             at = next(((word,) for word in named if (word,) in lines), ())

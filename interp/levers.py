@@ -49,4 +49,4 @@ def value_of(fact: Mapping[str, Any], lever: str) -> float | None:
         return None
     if (known := (fact.get("lever_base") or {}).get(lever)) is not None:
         return float(known)
-    return float(fact["train_tokens"]) if lever == "tokens" else None
+    return float(fact["train_tokens"] or 0) or None if lever == "tokens" else None

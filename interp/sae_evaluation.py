@@ -10,16 +10,34 @@ from typing import Any
 from torch import Tensor
 
 from interp.capture import capture
+from interp.contextual import ContextualMeans
 from interp.divergence import kl_divergence
 from interp.errors import UserError
+from interp.hook_points import HookPoint
 from interp.models import Model
-from interp.run import CONTEXTUAL
-from interp.sae_means import means_for, of_contextual_stream, refuse_control
+from interp.sae_means import means_for, refuse_control, stream_of
 from interp.splice import ce_loss_recovered
 from interp.tokens import TokenBlocks
-from saes.format import hook_name, load
+from saes.format import load
 from saes.metrics import evaluate
 from saes.sae import SAE
+
+
+def judged(
+    path: Path, model: Model, *, hook_point: str | None = None, means: Path | None = None
+) -> tuple[SAE, HookPoint, ContextualMeans | None]:
+    """The SAE, where it reads, and what was taken off there. Raises what `evaluate_sae` does."""
+    refuse_control(path)
+    sae = load(path)
+    where, contextual = stream_of(path, hook_point)
+    if means is not None and not contextual:
+        raise UserError(f"{path}: reads the raw stream, no means were taken off; leave out --means")
+    if sae.d_in != model.d_model:
+        raise UserError(
+            f"{path}: d_in {sae.d_in} but {model.name} has d_model {model.d_model}; "
+            "give the model that it was trained on"
+        )
+    return sae, where, means_for(path, model, where, means) if contextual else None
 
 
 def evaluate_sae(
@@ -39,22 +57,9 @@ def evaluate_sae(
     than the model's, of a control, or whose training diverged, and for means that are missing, of
     another model, or of an SAE that reads the raw stream.
     """
-    refuse_control(path)
-    sae = load(path).to(model.device)
-    point = hook_point or hook_name(path)
-    if point is None:
-        raise UserError(f"{path}: says no hook point; give --hook-point")
-    point = point.removesuffix(CONTEXTUAL)
-    contextual = of_contextual_stream(path)
-    if means is not None and not contextual:
-        raise UserError(f"{path}: reads the raw stream, no means were taken off; leave out --means")
-    if sae.d_in != model.d_model:
-        raise UserError(
-            f"{path}: d_in {sae.d_in} but {model.name} has d_model {model.d_model}; "
-            "give the model that it was trained on"
-        )
-
-    taken_off = means_for(path, model, point, means) if contextual else None
+    sae, where, taken_off = judged(path, model, hook_point=hook_point, means=means)
+    sae, point = sae.to(model.device), str(where)
+    contextual = taken_off is not None
 
     def stream(x: Tensor, token_ids: Tensor, positions: Tensor) -> Tensor:
         return x if taken_off is None else taken_off.residual(x, token_ids, positions)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import UserError
+from interp.recorded_lever import LEVER, OF_BASE
 from interp.run import TRAINED, Run, RunFolder, folder_name, write_json
 
 if TYPE_CHECKING:
@@ -31,11 +32,12 @@ class ModelSource:
     def of(cls, model: Model) -> ModelSource:
         """Of a loaded one."""
         config = model.hf.config.to_dict()
-        # Where it was loaded from and by which version says nothing about what it computes.
+        # Where it was loaded from, by which version, and what its training varied say nothing about
+        # what it computes.
         told = {
             key: value
             for key, value in config.items()
-            if not key.startswith("_") and key != "transformers_version"
+            if not key.startswith("_") and key not in ("transformers_version", LEVER, OF_BASE)
         }
         tokenizer = f"{model.tokenizer.backend_tokenizer.to_str()}/{model.bos_id}"
         return cls(

@@ -13,6 +13,7 @@ from pathlib import Path
 from interp import durable
 from interp.analysis import analyse, edited_table
 from interp.config import StudyConfig
+from interp.constant_width import ARM
 from interp.corpora import Corpus, load_text
 from interp.errors import UserError
 from interp.executor import Executor, Failure, LocalExecutor, Worker, run_units
@@ -21,7 +22,7 @@ from interp.machine import threads
 from interp.models import load, require_device
 from interp.progress import Progress
 from interp.provenance import provenance
-from interp.recorded_lever import recorded_lever
+from interp.recorded_lever import recorded_levers
 from interp.run import Run, RunFolder, open_run, write_text
 from interp.sources import ModelSource, Sources
 from interp.spots import require_hook_points
@@ -106,7 +107,9 @@ def _check_models(config: StudyConfig, corpus: Corpus) -> Sources:
     is written.
     """
     known = {}
-    for name in (*config.models, *config.loss_only_models):
+    names = (*config.models, *config.loss_only_models)
+    recorded_levers(names, in_arm=config.arm == ARM)
+    for name in names:
         model = load(name)
         if model.d_model < 8 and name in config.models:
             raise UserError(
@@ -114,7 +117,6 @@ def _check_models(config: StudyConfig, corpus: Corpus) -> Sources:
             )
         if name in config.models:
             require_hook_points(config, model)
-            recorded_lever(name)
         for split in SPLITS:
             tokens(corpus, model, n_tokens=2 * model.n_ctx, split=split, seed=config.seed)
         known[name] = ModelSource.of(model)

@@ -361,9 +361,7 @@ def _warnings(
     say(unmatched, "the twin's SAEs do not reach the target FVU")
     out += _worse_with_training(chosen)
     if any(r["calibration"] == "uncalibrated" for r in chosen):
-        out.append(
-            "uncalibrated: no bias is known of such counts, since none like them was calibrated"
-        )
+        out.append("uncalibrated: the estimators were not checked against known feature counts")
     n_fitted = sum(r["usable"] for r in chosen)
     n_ranked = sum(r["usable"] and not r["censored"] for r in chosen)
     if n_ranked < 6:

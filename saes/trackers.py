@@ -21,7 +21,8 @@ def tracker(kind: str | None, out: Path) -> Iterator[Heartbeat]:
     """A heartbeat that sends every SAE's FVU and dead fraction; None sends nothing.
 
     wandb and trackio take their account and place from their own settings; TensorBoard's files lie
-    in <out>/tensorboard. Raises SAEError, before anything runs, where the package is missing.
+    in <out>/tensorboard. Raises SAEError, before anything runs, where the package is missing
+    or will not begin (not logged in, no network).
     """
     if kind is None:
         yield lambda status: None

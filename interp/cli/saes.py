@@ -100,13 +100,20 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    from interp.errors import UserError
     from interp.models import load
-    from interp.sae_evaluation import evaluate_sae
+    from interp.sae_evaluation import evaluate_sae, judged
     from interp.tokens import tokens
     from saes.format import sae_folders
 
     folders = sae_folders(args.path)
     model = load(args.model)
+    # All before the first is judged, which takes a pass over the text each.
+    points = {
+        judged(folder, model, hook_point=args.hook_point, means=args.means)[1] for folder in folders
+    }
+    if args.means is not None and len(points) > 1:
+        raise UserError(f"--means {args.means} is of one layer; give the SAEs of one hook point")
     blocks = tokens(args.text, model, n_tokens=args.tokens, split="held_out")
     rows = [
         evaluate_sae(folder, model, blocks, hook_point=args.hook_point, means=args.means)
@@ -130,15 +137,11 @@ def _text(row: dict[str, Any]) -> str:
     alone = ""
     if contextual:
         value = row["ce_loss_recovered_means_alone"]
-        told = (
-            "undefined (it costs nothing to leave the rest out)"
-            if value is None
-            else f"{value:.4f}"
-        )
+        told = "an undefined share (it is hardly one)" if value is None else f"{value:.4f}"
         loss = f"{row['ce_loss_means_alone']:.4f}"
         alone = (
-            f"\n  FVU is of the rest; of what token and position means alone lose (loss {loss}) "
-            f"the SAE recovers {told}"
+            f"\n  FVU is of the rest; with the token and position means alone the loss is {loss}, "
+            f"and of that gap the SAE recovers {told}"
         )
     return (
         f"{row['path']}  {row['hook_point']}{' (contextual)' if contextual else ''}\n"

@@ -223,7 +223,7 @@ def _status(args: argparse.Namespace) -> None:
     stale = sum(part.state == "stale" for part in found.parts)
     if stale:
         # What was written of them stays as it is, report and tables too.
-        done += f", {stale} measured in part or whole before something changed (see `--redo`)"
+        done += f", {stale} measured in part or whole before something changed"
     units = ", ".join(f"{n} {what}" for what, n in found.n_units.most_common())
     print(f"{done}; {summary}; {state}; {found.seconds / 60:.1f} minutes spent")
     print(f"units: {units or 'no records'}")

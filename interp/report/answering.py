@@ -246,7 +246,7 @@ def _bound(summary: Summary, rows: Sequence[PackingRow]) -> list[str]:
         f"{ratios[0]:g} latents per dimension."
     )
     no_bound = (
-        "They bound this count, not the number of features: latents that stand for two count too."
+        "They bound such a count, not the number of features: latents that stand for two are in it."
     )
     return [" ".join([text, *_larger(summary, rows), no_bound])]
 

@@ -332,8 +332,8 @@ def _calibrated(rows: Sequence[PackingRow]) -> str:
     if not known:
         one_size = all(row.estimator.startswith("reproducible") for row in rows)
         why = (
-            "a count at one dictionary size has no calibrated bias, only the level has at which "
-            "counts of growing ones stop (four sizes or more, five seeds)"
+            "a bias is known only for the level at which counts of growing dictionaries stop "
+            "(four sizes or more, five seeds), not for a count at one size"
             if one_size
             else "no cell of the calibration is like these counts"
         )

@@ -254,7 +254,9 @@ def test_a_cell_that_is_mostly_refused_passes_no_gate(n_identified, passed):
     wrong = many(INDEPENDENT, 200.0, n_identified)
     wrong += many(INDEPENDENT, 128.0, 100 - n_identified, identified=False, start=n_identified)
     failed = {True: False, None: None}[passed]
-    assert judged(wrong, [INDEPENDENT])["saturation: bias_independent"]["passed"] is failed
+    gate = judged(wrong, [INDEPENDENT])["saturation: bias_independent"]
+    assert gate["passed"] is failed
+    assert (gate["value"] is None) is (failed is None), "what is judged is shown, and nothing else"
 
 
 def test_both_estimators_are_judged_in_their_own_words():

@@ -77,6 +77,10 @@ def test_a_file_may_start_from_a_preset(tmp_path: Path) -> None:
     file.write_text("extends: full\nmodels: [/a, /b]\ntwins: [/a]\npreset: mine\n")
     config = resolve_config(str(file), {"models": ["/b"]})
     assert (config.preset, config.models, config.twins) == ("mine", ("/b",), ("/b",))
+    file.write_text("extends: full\n")
+    assert resolve_config(str(file), {"models": ["/x"]}).family == "custom"
+    file.write_text("extends: referee\narm: width\nmodels: [/x, /y]\n")
+    assert read_config(file).twins == ("/x", "/y")
     file.write_text("extends: quick\n")
     assert read_config(file) == PRESETS["quick"].model_copy(update={"preset": "quick (changed)"})
 
@@ -89,6 +93,10 @@ def test_a_file_may_start_from_a_preset(tmp_path: Path) -> None:
         ("models: ladder/d032\n", "line 1: models: write a list: [ladder/d032]"),
         ("extends: full\nmodels: ladder/d032\n", "models: write a list: [ladder/d032]"),
         ("arm: depth\nmodels: [a]\n", "line 1: arm: Input should be 'width' or"),
+        ("extends: [full]\nmodels: [a]\n", "line 1: extends: ['full'] is no preset"),
+        ("preset: [full]\nmodels: [a]\n", "line 1: preset: Input should be a valid string"),
+        ("extends: full\npreset: full\n", "line 2: preset: 'full' is a preset's name"),
+        ("models: [a]\nother_k_rules:\n", "line 2: other_k_rules: write a list: []"),
     ],
 )
 def test_a_file_that_means_something_else_is_told_so(
@@ -199,12 +207,18 @@ def test_other_models_bring_their_own_twins() -> None:
     assert config.family == "custom"
 
 
-def test_the_arm_is_not_studied_without_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_arm_is_not_studied_without_its_models(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     alone = PRESETS["referee"].model_copy(update={"models": ("ladder/d064",)})
     monkeypatch.setitem(PRESETS, "referee", alone)
     with pytest.raises(UserError) as refused:
         resolve_config("referee", {})
     assert "interp ladder arm --ship" in one_line(refused)
+    file = tmp_path / "study.yaml"
+    file.write_text("extends: referee\n")
+    with pytest.raises(UserError, match="interp ladder arm --ship"):
+        read_config(file)
     named = resolve_config("referee", {"models": ("ladder/d064", "ladder/d032")})
     # Measured in parts, to be merged: the base model's twin is the arm's.
     part = resolve_config("referee", {"models": ("ladder/d032",)})

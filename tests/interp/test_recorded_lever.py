@@ -12,7 +12,10 @@ from tiny_study import tiny_study
 
 from interp import ladder
 from interp.errors import UserError
-from interp.recorded_lever import recorded_lever
+from interp.levers import value_of
+from interp.models import load
+from interp.recorded_lever import recorded_lever, recorded_levers
+from interp.sources import ModelSource
 from interp.study import run_study
 
 RECORDS: tuple[dict[str, Any], ...] = (
@@ -54,6 +57,41 @@ def test_an_arm_of_ones_own_models_has_its_levers(
     assert "drop out" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_what_was_varied_is_no_part_of_what_was_measured(
+    tmp_path: Path, save_tiny: Callable[..., Path]
+) -> None:
+    """A lever that is corrected writes tables again and measures nothing."""
+    folder = save_tiny(tmp_path / "model", d_model=16, n_layers=2)
+    before = ModelSource.of(load(str(folder)))
+    record(folder, lever={"name": "decay", "value": 0.1})
+    assert ModelSource.of(load(str(folder))) == before
+    record(folder, resid_pdrop=0.3)
+    assert ModelSource.of(load(str(folder))) != before
+
+
+def test_an_arm_has_one_base_that_knows_every_lever(tmp_path: Path) -> None:
+    base = record(tmp_path / "base", lever_base={"decay": 0.1})
+    more = record(tmp_path / "more", lever={"name": "decay", "value": 1})
+    seed = record(tmp_path / "seed", lever={"name": "seed", "value": 1})
+    assert list(recorded_levers((base, more, seed), in_arm=True)) == [base, more, seed]
+    assert recorded_levers((more,), in_arm=True)[more]["lever"]["value"] == 1, "a part of an arm"
+    second = record(tmp_path / "second", lever_base={"decay": 0.9})
+    with pytest.raises(UserError, match="both have lever_base; an arm varies one recipe"):
+        recorded_levers((base, second), in_arm=True)
+    assert recorded_levers((base, second), in_arm=False)[base] == {"lever": None}
+    for name in ("dekay", "tokens"):
+        other = record(tmp_path / name, lever={"name": name, "value": 1})
+        with pytest.raises(UserError, match=f"varies {name}, of which .*base has no value"):
+            recorded_levers((base, other), in_arm=True)
+    record(Path(base), train_tokens=1000)
+    assert recorded_levers((base, other), in_arm=True)[other]["lever"]["name"] == "tokens"
+
+
+@pytest.mark.parametrize("tokens", [None, 0])
+def test_a_base_that_does_not_know_its_tokens_has_no_value(tokens: int | None) -> None:
+    assert value_of({"lever": None, "lever_base": {}, "train_tokens": tokens}, "tokens") is None
+
+
 def test_a_ladder_model_and_one_of_the_hub_are_as_before(tmp_path: Path) -> None:
     assert recorded_lever("ladder/d064") == ladder.levers("ladder/d064")
     assert recorded_lever("ladder/d064-rows-1") == ladder.levers("ladder/d064-rows-1")
@@ -70,6 +108,10 @@ def test_a_ladder_model_and_one_of_the_hub_are_as_before(tmp_path: Path) -> None
         ({"lever": {"name": "decay", "value": True}}, "value of decay is True"),
         ({"lever": {"name": "tokens", "value": 0}}, "tokens is 0; give a number above 0"),
         ({"lever": {"name": "base", "value": 0}}, "'base' is no name of a lever"),
+        ({"lever": {"name": None, "value": 0}}, "None is no name of a lever"),
+        ({"lever": {"name": " ", "value": 0}}, "' ' is no name of a lever"),
+        ({"lever": {"name": "a\nb", "value": 0}}, "is no name of a lever"),
+        ({"lever": {"name": "decay", "value": 10**400}}, "give a number"),
         ({"lever_base": [1]}, "is no name of a lever"),
         ({"lever_base": {"decay": None}}, "value of decay is None"),
         ({"lever": {"name": "decay", "value": 1}, "lever_base": {}}, "has lever and lever_base"),

@@ -263,7 +263,7 @@ def test_the_bound_says_what_larger_dictionaries_count() -> None:
         record |= {"outgrown": True}
     [alone] = [t for t in answer(read_summary(data)).more if t.startswith("These are lower")]
     assert "of what larger dictionaries would find again: they are taken with 8 latents" in alone
-    assert alone.endswith("latents that stand for two count too.")
+    assert alone.endswith("latents that stand for two are in it.")
     both = read_summary(data | {"packing": data["packing"] + larger})
     [text] = [t for t in answer(both).more if t.startswith("These are lower bounds")]
     assert "8 latents per dimension" in text

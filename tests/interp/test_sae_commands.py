@@ -17,10 +17,10 @@ from interp.cli import main
 from interp.contextual import ContextualMeans
 from interp.divergence import kl_divergence
 from interp.models import load as load_model
-from interp.run import TRAINED, TWIN, folder_name, open_run
+from interp.run import SHUFFLED, TRAINED, TWIN, folder_name, open_run
 from interp.sae_means import BESIDE
 from interp.sae_training import SHUFFLE_BUFFER, points_of, train_saes
-from interp.splice import MIN_GAP_NATS
+from interp.splice import MIN_GAP_NATS, ce_loss_recovered
 from interp.tokens import tokens
 from saes import checkpoint
 from saes.config import SAEConfig
@@ -249,9 +249,22 @@ def test_an_sae_of_the_contextual_stream_is_judged_without_the_means(
     x = torch.cat(kept)
     error = (x - load(path)(x)).square().sum() / (x - x.mean(0)).square().sum()
     assert row["fvu"] == pytest.approx(float(error), rel=1e-4)
-    assert row["ce_loss_means_alone"] != row["ce_loss_mean_ablated"]
+    # Put back after the SAE, and all there is without it.
+    sae = load(path)
+    expected = ce_loss_recovered(
+        model,
+        blocks,
+        row["hook_point"],
+        lambda x, ids, at: means.predict(ids, at) + sae(x - means.predict(ids, at)),
+        ablation=lambda x, ids, at: means.predict(ids, at),
+    )
+    assert row["ce_loss_sae"] == pytest.approx(expected.ce_loss_sae, rel=1e-5)
+    assert row["ce_loss_means_alone"] == pytest.approx(expected.ce_loss_ablated, rel=1e-5)
+    recovered = expected.ce_loss_recovered  # None where the model hardly uses what is left out
+    told = None if recovered is None else pytest.approx(recovered, rel=1e-3)
+    assert row["ce_loss_recovered_means_alone"] == told
     assert main(["eval-sae", str(path), *rest]) == 0
-    assert "token and position means alone lose" in capsys.readouterr().out
+    assert "with the token and position means alone the loss is" in capsys.readouterr().out
 
     # Away from its study: with the file of the means, or beside them as a published one.
     moved = tmp_path / "away" / "sae"
@@ -273,6 +286,37 @@ def test_an_sae_of_the_contextual_stream_is_judged_without_the_means(
     (moved / "cfg.json").write_text(json.dumps(cfg))
     line = ["eval-sae", str(moved), *rest, "--means", str(where)]
     assert "reads the raw stream" in refused(line, capsys)
+    line = ["eval-sae", str(moved), *rest, "--hook-point", path.parent.name]
+    assert "by its file, not blocks." in refused(line, capsys)
+    line = ["eval-sae", str(moved), *rest, "--hook-point", "blocks.0.hook_mlp_out"]
+    assert f"reads {row['hook_point']} by its file, not blocks.0.hook_mlp_out" in refused(
+        line, capsys
+    )
+    # A file that says no hook point leaves that to the command line, the stream too.
+    del cfg["metadata"]["stream"], cfg["metadata"]["hook_name"]
+    (moved / "cfg.json").write_text(json.dumps(cfg))
+    line = ["eval-sae", str(moved), *rest, "--json", "--hook-point", path.parent.name]
+    assert main(line) == 0
+    assert json.loads(capsys.readouterr().out)[0]["fvu"] == row["fvu"]
+
+
+def test_the_means_are_found_wherever_a_path_begins(
+    finished_study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, name, text = contextual(finished_study)
+    rest = ["--model", name, "--text", text, "--tokens", "2000"]
+    monkeypatch.chdir(path)
+    assert main(["eval-sae", f"../{path.name}", *rest]) == 0
+    capsys.readouterr()
+    monkeypatch.chdir(finished_study / "saes" / folder_name(name, TWIN) / path.parent.name)
+    assert "(random_init), so on no trained model" in refused(["eval-sae", ".", *rest], capsys)
+    (tmp_path / "link").symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval-sae", "link", *rest]) == 0
+    capsys.readouterr()
 
 
 def test_means_of_another_model_and_saes_of_a_control_are_refused(
@@ -285,9 +329,22 @@ def test_means_of_another_model_and_saes_of_a_control_are_refused(
     means = ContextualMeans.load(where)
     wrong = tmp_path / "of_fewer_tokens.safetensors"
     replace(means, token_mean=means.token_mean[:-1].clone()).save(wrong)
+    for missing in (tmp_path / "mistyped", path / "sae_weights.safetensors"):
+        line = ["eval-sae", str(path), *rest, "--means", str(missing)]
+        assert f"{missing}: holds no token and position means" in refused(line, capsys)
+    line = ["eval-sae", str(path.parent.parent), *rest, "--means", str(where)]
+    assert "leave out --means" in refused(line, capsys), "the raw ones beside them"
     line = ["eval-sae", str(path), *rest, "--means", str(wrong)]
     assert f"{wrong}: means of " in refused(line, capsys)
     twin = finished_study / "saes" / folder_name(name, TWIN)
     assert "was trained on a control (random_init)" in refused(
         ["eval-sae", str(twin), *rest], capsys
     )
+    # As `interp push` writes it, in a folder of any name.
+    moved = tmp_path / "of_a_twin"
+    shutil.copytree(path, moved)
+    cfg = json.loads((moved / "cfg.json").read_text())
+    cfg["metadata"]["control"] = SHUFFLED
+    (moved / "cfg.json").write_text(json.dumps(cfg))
+    said = refused(["eval-sae", str(moved), *rest], capsys)
+    assert "(shuffled_tokens), so on the model on shuffled tokens" in said

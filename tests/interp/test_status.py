@@ -196,7 +196,7 @@ def test_a_study_that_something_changed_under_is_told_so(
 ) -> None:
     monkeypatch.setattr("interp.provenance.code_sha256", lambda *, counting=True: "0" * 64)
     assert main(["status", str(root)]) == 0
-    told = "0 of 6 parts done, 4 measured in part or whole before something changed (see `--redo`)"
+    told = "0 of 6 parts done, 4 measured in part or whole before something changed; "
     assert told in capsys.readouterr().out
 
 

@@ -52,8 +52,9 @@ def calibration(root: Path) -> str:
     return "\n".join(lines) + (
         "\n\nN is the level at which counts of growing dictionaries stop; without composites, "
         "which was added after trials, it leaves out latents that stand for two others. Shown is "
-        "the cell that is farthest from what it should be (of coverage, from 95%), of those in "
-        "which N was identified in half of the data sets or more. Undecided: "
+        "the cell that is farthest from what it should be (of coverage, from 95%): of `identified` "
+        "among all, of the rest among those that are judged, with N, or its interval, in half of "
+        "the data sets or more. Undecided: "
         f"{_undecided(summary)}.\n\n"
         f"{_so_far(summary)}"
         f"{_plain_count(folder)}\n\n"
